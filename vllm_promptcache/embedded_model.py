@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +71,25 @@ def resolve_model(model: str | None = None) -> str:
 def embedded_model_path() -> Path:
     """The folder of the float32 safetensors model, made first where it is missing (about a minute).
 
-    Safe to call from several processes at once: one converts, the others wait for it.
     Raises EmbeddedModelError; a failed conversion leaves no folder behind.
     """
-    folder = cache_folder() / FOLDER_NAME
+    return made_once(cache_folder() / FOLDER_NAME, _make)
+
+
+def made_once(folder: Path, make: Callable[[Path, Path], None]) -> Path:
+    """`folder`, after `make(work, new)` has filled a folder that then becomes it, where it is missing.
+
+    `work` is an empty scratch folder and `new` a path in it that `make` has to create. `folder` appears
+    complete or not at all, and several processes may ask at once: one makes it, the others wait.
+    """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / f"{FOLDER_NAME}.lock"):
+    with _locked(folder.parent / f"{folder.name}.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{FOLDER_NAME}.tmp-") as work:
-                _make(Path(work), Path(work) / "model")
-                (Path(work) / "model").rename(folder)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.tmp-") as work:
+                make(Path(work), Path(work) / "new")
+                (Path(work) / "new").rename(folder)
     return folder
 
 
@@ -93,7 +100,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("another process is preparing the embedded model: waiting for it")
+            _say(f"another process is preparing {path.stem}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -175,7 +182,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     source = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     weights = {name: tensor.float() for name, tensor in source.state_dict().items()}
-    model = LlamaForCausalLM(_model_config())
+    model: Any = LlamaForCausalLM(_model_config())
     model.load_state_dict(weights, strict=True)
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.save_pretrained(folder)
@@ -221,10 +228,10 @@ def _tokenizer(reader: Any) -> Any:
     merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
     control = [token for token, kind in zip(tokens, field("ggml.token_type"), strict=True) if kind == 3]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -254,7 +261,7 @@ def _check(folder: Path) -> None:
     messages = [{"role": "user", "content": CHECK_QUESTION}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = tokenizer(prompt, return_tensors="pt")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         output = model.generate(**inputs, do_sample=False, max_new_tokens=16)
     answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests, and the marker that keeps engine tests out of `make check`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports vLLM or Transformers: tests never report usage nor ask a model hub.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.models import tiny_llama
+from vllm_promptcache.embedded_model import embedded_model_path
+
+ENGINE_FOLDERS = ("engine", "server")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Everything in `ENGINE_FOLDERS` is marked `engine`; other tests may carry the marker themselves."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in ENGINE_FOLDERS:
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct in float32; also the tokenizer of tests that need no weights."""
+    return embedded_model_path()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The folder of a random three-layer Llama; see tests/models.py for variants."""
+    return tiny_llama()
