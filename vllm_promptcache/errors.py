@@ -1,0 +1,89 @@
+"""The one error type of everything that reads PML (PML page, "Documents")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+BAD_DOCUMENT = 400
+UNKNOWN_SCHEMA = 404
+TOO_LARGE = 413
+
+# A hostile document can hold a million mistakes; nobody reads more than these.
+MAX_ISSUES = 100
+# Longer names are not worth a (quadratic) search for the nearest known one.
+_MAX_QUOTED_CHARACTERS = 64
+
+
+@dataclass(frozen=True)
+class PMLIssue:
+    """One mistake: `where` is a file or a field of a request; `line` and `column` (in characters) count
+    from 1; `path` names the enclosing elements, outermost first."""
+
+    where: str
+    line: int
+    column: int
+    path: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}:{self.line}:{self.column}: {self.path}: {self.what}"
+
+
+class PMLError(ValueError):
+    """A document that is refused, with every mistake that was found, in document order.
+
+    `status` is the HTTP status that fits: 400 (bad document), 404 (unknown schema), 413 (too large).
+    `str()` is one line an issue, `where:line:column: path: what`.
+    """
+
+    def __init__(self, issues: Iterable[PMLIssue], status: int = BAD_DOCUMENT) -> None:
+        self.issues = tuple(sorted(issues, key=lambda issue: (issue.where, issue.line, issue.column)))
+        self.status = status
+        super().__init__("\n".join(str(issue) for issue in self.issues))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.issues, self.status)
+
+
+class IssueList:
+    """Collects issues, so that a document with three mistakes reports three."""
+
+    def __init__(self) -> None:
+        self._issues: list[PMLIssue] = []
+
+    def __len__(self) -> int:
+        return len(self._issues)
+
+    def add(self, issue: PMLIssue) -> None:
+        """Adds an issue; beyond `MAX_ISSUES` they are dropped."""
+        if len(self._issues) < MAX_ISSUES:
+            self._issues.append(issue)
+
+    def extend(self, issues: Iterable[PMLIssue]) -> None:
+        """Adds several issues."""
+        for issue in issues:
+            self.add(issue)
+
+    def raise_if_any(self) -> None:
+        """Raises one `PMLError` with all issues, if there are any."""
+        if self._issues:
+            raise PMLError(self._issues)
+
+
+def quote(name: str) -> str:
+    """A name as it stands in messages: quoted, shortened if long."""
+    if len(name) > _MAX_QUOTED_CHARACTERS:
+        return f"{name[:_MAX_QUOTED_CHARACTERS]!r}…"
+    return repr(name)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known, with the nearest known one if one is near."""
+    message = f"unknown {kind} {quote(name)}"
+    if len(name) > _MAX_QUOTED_CHARACTERS:
+        return message
+    near = get_close_matches(name, sorted(known), n=1)
+    return f"{message}; did you mean {quote(near[0])}?" if near else message

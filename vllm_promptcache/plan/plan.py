@@ -1,0 +1,82 @@
+"""A plan: what one prompt reuses and what it computes, in position order.
+
+The plan is the contract between the language and the engine (PML page, "Explaining a prompt"): from
+a plan alone anyone can compute a prompt's exact logits with an explicit attention mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.plan.unit import Unit
+
+
+@dataclass(frozen=True)
+class CachedSegment:
+    """The half-open range ``[start, end)`` of a unit's tokens, all of them kept, reused as encoded."""
+
+    unit: Unit
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the segment reuses."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class NewSegment:
+    """Tokens that are computed for this request.
+
+    ``token_ids`` and ``position_ids`` are int64 arrays of shape ``(tokens,)``; positions increase by
+    one from token to token. ``source`` says where the text comes from, as ``prompt:LINE``.
+    """
+
+    token_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    source: str
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the segment computes."""
+        return len(self.token_ids)
+
+
+Segment = CachedSegment | NewSegment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A composed prompt: segments in position order over the units they reuse.
+
+    The last token of a plan, by position, is always new: a prompt with nothing new recomputes it.
+    ``units`` holds every unit that a segment names and, before them, the units of their contexts, so
+    that encoding them in this order always finds a unit's context encoded.
+    """
+
+    schema: str
+    digest: str
+    units: tuple[Unit, ...]
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def num_cached_tokens(self) -> int:
+        """Tokens reused: the kept tokens of the included units."""
+        return sum(s.num_tokens for s in self.segments if isinstance(s, CachedSegment))
+
+    @cached_property
+    def num_new_tokens(self) -> int:
+        """Tokens computed for this request; at least one."""
+        return sum(s.num_tokens for s in self.segments if isinstance(s, NewSegment))
+
+    @cached_property
+    def next_position(self) -> int:
+        """The position of the first generated token: one after the last new token's."""
+        last = self.segments[-1]
+        assert isinstance(last, NewSegment), "a plan ends in new tokens"
+        return int(last.position_ids[-1]) + 1

@@ -1,0 +1,47 @@
+"""A unit: the smallest thing that is encoded and reused (PML page, "Encoding")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A module's own text, the schema's anonymous text, or a scaffold's co-encoded modules.
+
+    ``token_ids`` and ``position_ids`` are int64 arrays and ``kept`` a bool array, all of shape
+    ``(tokens,)``, in position order; ``kept`` is false for placeholders, which are seen while the unit
+    is encoded and never reused. ``context`` holds the units whose kept tokens a token of this unit also
+    sees, as far as they stand before it by position.
+    """
+
+    id: str
+    token_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    context: tuple[Unit, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to encode, placeholders included."""
+        return len(self.token_ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 over everything in the plan that the unit's states depend on.
+
+        The model, its revision and data types, LoRA and tenant are the engine's to add.
+        """
+        h = sha256()
+        for array in (self.token_ids, self.position_ids, self.kept):
+            data = np.ascontiguousarray(array).tobytes()
+            h.update(len(data).to_bytes(8, "little"))
+            h.update(data)
+        for unit in self.context:
+            h.update(bytes.fromhex(unit.digest))
+        return h.hexdigest()

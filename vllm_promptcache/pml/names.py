@@ -1,0 +1,122 @@
+"""The names of a schema: unique among siblings, and known where a scaffold or union refers to them.
+
+Works on the syntax tree alone, so that names can be checked without a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vllm_promptcache.errors import IssueList, quote, unknown
+from vllm_promptcache.pml.nodes import (
+    ModuleNode,
+    ParameterNode,
+    RoleNode,
+    ScaffoldNode,
+    SchemaChild,
+    SchemaNode,
+    UnionNode,
+)
+
+
+def check_names(schema: SchemaNode, issues: IssueList) -> None:
+    """Adds an issue for every name that is taken twice or not known."""
+    _check_siblings(schema.children, issues)
+    for scaffold in flatten_roles(schema.children):
+        if isinstance(scaffold, ScaffoldNode):
+            _check_scaffold(schema, scaffold, issues)
+
+
+def flatten_roles(children: Sequence[SchemaChild]) -> Iterator[SchemaChild]:
+    """Children with those of roles in their place: a role's modules belong to what it stands in."""
+    for child in children:
+        if isinstance(child, RoleNode):
+            yield from flatten_roles(child.children)
+        else:
+            yield child
+
+
+def _check_siblings(children: Sequence[SchemaChild], issues: IssueList) -> None:
+    taken: set[str] = set()
+    parameters: set[str] = set()
+    for child in flatten_roles(children):
+        if isinstance(child, ParameterNode):
+            _take(child, parameters, "parameter", issues)
+        elif isinstance(child, ModuleNode):
+            _take(child, taken, "module", issues)
+            _check_siblings(child.children, issues)
+        elif isinstance(child, UnionNode):
+            _take(child, taken, "union", issues)
+            for member in child.members:
+                _take(member, taken, "module", issues)
+                _check_siblings(member.children, issues)
+            _check_stand_in(child, issues)
+
+
+def _take(
+    node: ModuleNode | UnionNode | ParameterNode, taken: set[str], kind: str, issues: IssueList
+) -> None:
+    if not node.name:
+        return
+    if node.name in taken:
+        what = f"the name {quote(node.name)} is taken by another {kind} next to it"
+        if kind != "parameter":
+            what = f"the name {quote(node.name)} is taken by another module or union next to it"
+        issues.add(node.place.at("name").issue(what))
+    taken.add(node.name)
+
+
+def _check_stand_in(union: UnionNode, issues: IssueList) -> None:
+    names = [member.name for member in union.members]
+    if union.scaffold is not None and union.scaffold not in names:
+        issues.add(union.place.at("scaffold").issue(unknown("member", union.scaffold, names)))
+
+
+def _check_scaffold(schema: SchemaNode, scaffold: ScaffoldNode, issues: IssueList) -> None:
+    place = scaffold.place.at("modules")
+    # Which member of each union the scaffold takes, by the union's place in the document.
+    chosen: dict[int, tuple[UnionNode, str]] = {}
+    seen: set[int] = set()
+    for path in scaffold.modules:
+        module: SchemaNode | ModuleNode = schema
+        for name in path:
+            found = _find(module, name)
+            if found is None:
+                issues.add(place.issue(_unknown_step(module, name, path)))
+                break
+            module, union = found
+            if union is None:
+                continue
+            _, other = chosen.setdefault(id(union), (union, module.name))
+            if other != module.name:
+                what = f"{quote(module.name)} and {quote(other)} are members of one union: no prompt has both"
+                issues.add(place.issue(what))
+        else:
+            assert isinstance(module, ModuleNode), "a path has at least one name"
+            if id(module) in seen:
+                issues.add(place.issue(f"module {quote('/'.join(path))} is named twice"))
+            elif not module.cache:
+                what = f'module {quote("/".join(path))} has cache="false" and cannot be encoded in a scaffold'
+                issues.add(place.issue(what))
+            seen.add(id(module))
+
+
+def _unknown_step(module: SchemaNode | ModuleNode, name: str, path: tuple[str, ...]) -> str:
+    unions = {child.name for child in flatten_roles(module.children) if isinstance(child, UnionNode)}
+    if name in unions:
+        return f"{quote(name)} is a union: paths name its members without it"
+    where = f" in {quote('/'.join(path))}" if len(path) > 1 else ""
+    return unknown("module", name, [found.name for found, _ in _modules(module)]) + where
+
+
+def _modules(module: SchemaNode | ModuleNode) -> Iterator[tuple[ModuleNode, UnionNode | None]]:
+    for child in flatten_roles(module.children):
+        if isinstance(child, ModuleNode):
+            yield child, None
+        elif isinstance(child, UnionNode):
+            for member in child.members:
+                yield member, child
+
+
+def _find(module: SchemaNode | ModuleNode, name: str) -> tuple[ModuleNode, UnionNode | None] | None:
+    return next((found for found in _modules(module) if found[0].name == name), None)

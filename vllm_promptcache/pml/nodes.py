@@ -1,0 +1,118 @@
+"""The syntax tree: what a document says, before any tokenizer has seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_promptcache.pml.source import Place
+
+
+@dataclass(frozen=True, slots=True)
+class TextNode:
+    """A text run that is not empty, its white space already treated."""
+
+    text: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterNode:
+    """Room for up to `length` tokens. `placeholder` is `unk`, `none`, or None for the default."""
+
+    name: str
+    length: int
+    scaffold: str
+    default: str | None
+    required: bool
+    placeholder: str | None
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNode:
+    """A reusable part. The text of a `src` file is its first child."""
+
+    name: str
+    cache: bool
+    children: tuple[SchemaChild, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class UnionNode:
+    """Modules of which a prompt takes at most one. `scaffold` names the one that stands for it."""
+
+    name: str | None
+    scaffold: str | None
+    members: tuple[ModuleNode, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class ScaffoldNode:
+    """Modules to be encoded together, each as its path of names from the schema."""
+
+    modules: tuple[tuple[str, ...], ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class RoleNode:
+    """A chat role in a schema; its modules and parameters belong to the element it stands in."""
+
+    role: str
+    children: tuple[SchemaChild, ...]
+    place: Place
+
+
+SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaNode:
+    """A schema. `encode` is `context` or `isolated`."""
+
+    name: str
+    encode: str
+    children: tuple[SchemaChild, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class MessageNode:
+    """A chat message in a prompt: a role element and its text runs."""
+
+    role: str
+    texts: tuple[TextNode, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class IncludeNode:
+    """An element of a prompt that names a module or a union; `arguments` maps parameters to text."""
+
+    name: str
+    arguments: Mapping[str, str]
+    children: tuple[IncludeNode | TextNode, ...]
+    place: Place
+
+
+PromptChild = IncludeNode | TextNode | MessageNode
+
+
+@dataclass(frozen=True, slots=True)
+class PromptNode:
+    """A prompt over the schema named `schema`."""
+
+    schema: str
+    children: tuple[PromptChild, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What one document holds: a schema, a prompt, or (`pml`) any number of schemas and maybe a prompt."""
+
+    schemas: tuple[SchemaNode, ...]
+    prompt: PromptNode | None

@@ -1,0 +1,84 @@
+"""A `<prompt>` element to its nodes (PML page, "Prompt"). On the path of every request: kept lean."""
+
+from __future__ import annotations
+
+from vllm_promptcache.errors import IssueList, quote
+from vllm_promptcache.pml.attributes import RESERVED_NAMES, ROLES, Attributes, name_problem
+from vllm_promptcache.pml.nodes import IncludeNode, MessageNode, PromptChild, PromptNode, TextNode
+from vllm_promptcache.pml.reader import Characters, Element
+from vllm_promptcache.pml.space import COMPACT, SPACE_KINDS, apply_space
+
+
+class PromptParser:
+    """Parses a prompt, adding issues to `issues` and going on."""
+
+    def __init__(self, issues: IssueList) -> None:
+        self._issues = issues
+
+    def prompt(self, element: Element, space: str = COMPACT) -> PromptNode:
+        """The node of a `<prompt>` element; `space` is what it inherits."""
+        attributes = Attributes(element, self._issues, ("schema", "space"))
+        inside = attributes.space(space)
+        schema = attributes.text("schema")
+        if schema is None:
+            attributes.missing("schema")
+        children: list[PromptChild] = []
+        for child in element.children:
+            if isinstance(child, Element) and child.tag in ROLES:
+                children.append(self._message(child, inside))
+            elif node := self._child(child, inside):
+                children.append(node)
+        self._messages_come_last(children)
+        return PromptNode(schema or "", tuple(children), element.place)
+
+    def _child(self, child: Element | Characters, space: str) -> IncludeNode | TextNode | None:
+        if isinstance(child, Characters):
+            text = apply_space(child.parts, space)
+            return TextNode(text, child.place) if text else None
+        if child.tag in RESERVED_NAMES:
+            what = f"{quote(child.tag)} cannot stand in a prompt"
+            if child.tag in ROLES:
+                what = f"{quote(child.tag)} can stand only directly in the prompt, after the last module"
+            self._issues.add(child.place.issue(what))
+            return None
+        if problem := name_problem(child.tag):
+            self._issues.add(child.place.issue(problem))
+            return None
+        return self._include(child, space)
+
+    def _include(self, element: Element, space: str) -> IncludeNode:
+        arguments = element.attributes
+        if "space" in arguments:
+            arguments = dict(arguments)
+            kind = arguments.pop("space")
+            if kind in SPACE_KINDS:
+                space = kind
+            else:
+                self._bad_space(element)
+        nodes = [self._child(child, space) for child in element.children]
+        children = tuple([node for node in nodes if node is not None])
+        return IncludeNode(element.tag, arguments, children, element.place)
+
+    def _bad_space(self, element: Element) -> None:
+        Attributes(element, self._issues, tuple(element.attributes)).space(COMPACT)
+
+    def _message(self, element: Element, space: str) -> MessageNode:
+        attributes = Attributes(element, self._issues, ("space",))
+        inside = attributes.space(space)
+        texts: list[TextNode] = []
+        for child in element.children:
+            if isinstance(child, Element):
+                what = f"a {element.tag!r} message in a prompt holds text only"
+                self._issues.add(child.place.issue(what))
+            elif text := apply_space(child.parts, inside):
+                texts.append(TextNode(text, child.place))
+        return MessageNode(element.tag, tuple(texts), element.place)
+
+    def _messages_come_last(self, children: list[PromptChild]) -> None:
+        included_later = False
+        for child in reversed(children):
+            if isinstance(child, IncludeNode):
+                included_later = True
+            elif included_later and isinstance(child, MessageNode):
+                what = f"a {child.role!r} message can stand only after the last module of a prompt"
+                self._issues.add(child.place.issue(what))

@@ -1,0 +1,119 @@
+"""Bytes to a tree of elements, with nothing of PML in it yet."""
+
+from __future__ import annotations
+
+import xml.parsers.expat as expat
+from dataclasses import dataclass, field
+
+from vllm_promptcache.errors import TOO_LARGE, PMLError
+from vllm_promptcache.pml.limits import Limits
+from vllm_promptcache.pml.source import Place, Source
+
+
+# Not frozen: children are appended while the document is read. Nothing after the parser sees these.
+@dataclass(slots=True)
+class Element:
+    """An element as written."""
+
+    tag: str
+    attributes: dict[str, str]
+    place: Place
+    children: list[Element | Characters] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Characters:
+    """A text run: parts in order, each with whether it stood in a CDATA section."""
+
+    place: Place
+    parts: list[tuple[str, bool]]
+
+
+def read_element(source: Source, limits: Limits) -> Element:
+    """The root element of a document.
+
+    Raises PMLError: status 413 if the document is larger than `limits.max_document_bytes`, else 400 for
+    anything that is not well-formed, not UTF-8, nested too deep or has a DTD. Never repairs.
+    """
+    nowhere = Place(source, 0, None, "")
+    if len(source.data) > limits.max_document_bytes:
+        found, allowed = len(source.data), limits.max_document_bytes
+        raise PMLError([nowhere.issue(f"the document has {found} bytes; {allowed} are allowed")], TOO_LARGE)
+    reader = _Reader(source, limits)
+    try:
+        reader.parser.Parse(source.data, True)
+    except expat.ExpatError as error:
+        offset = max(reader.parser.ErrorByteIndex, 0)
+        what = f"not well-formed XML: {expat.ErrorString(error.code)}"
+        raise PMLError([Place(source, offset, reader.innermost, "").issue(what)]) from None
+    return reader.root
+
+
+class _Reader:
+    """Expat's handlers. Expat, because lxml tells neither columns nor where CDATA begins and ends."""
+
+    root: Element
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self._source = source
+        self._max_depth = limits.max_depth
+        self._stack: list[Element] = []
+        self._in_cdata = False
+        # A given encoding wins over a declared one, so that no other decoder ever runs.
+        parser = self.parser = expat.ParserCreate("UTF-8")
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._characters
+        parser.StartCdataSectionHandler = self._start_cdata
+        parser.EndCdataSectionHandler = self._end_cdata
+        parser.XmlDeclHandler = self._declaration
+        parser.StartDoctypeDeclHandler = self._doctype
+
+    @property
+    def innermost(self) -> Place | None:
+        """The place of the innermost element that is open."""
+        return self._stack[-1].place if self._stack else None
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        stack = self._stack
+        parent = stack[-1].place if stack else None
+        place = Place(self._source, self.parser.CurrentByteIndex, parent, tag, attributes.get("name"))
+        element = Element(tag, attributes, place)
+        if stack:
+            stack[-1].children.append(element)
+        else:
+            self.root = element
+        if len(stack) >= self._max_depth:
+            raise PMLError([place.issue(f"more than {self._max_depth} levels of elements")])
+        stack.append(element)
+
+    def _end(self, tag: str) -> None:
+        self._stack.pop()
+
+    def _characters(self, text: str) -> None:
+        element = self._stack[-1]
+        part = (text, self._in_cdata)
+        if element.children and isinstance(element.children[-1], Characters):
+            element.children[-1].parts.append(part)
+        else:
+            offset = self._source.skip_space(self.parser.CurrentByteIndex)
+            element.children.append(Characters(Place(self._source, offset, element.place, ""), [part]))
+
+    def _start_cdata(self) -> None:
+        self._in_cdata = True
+
+    def _end_cdata(self) -> None:
+        self._in_cdata = False
+
+    def _declaration(self, version: str, encoding: str | None, standalone: int) -> None:
+        if version != "1.0":
+            self._refuse(f"XML version {version!r}; only 1.0 is allowed")
+        if encoding is not None and encoding.upper() not in ("UTF-8", "UTF8"):
+            self._refuse(f"encoding {encoding!r}; only UTF-8 is allowed")
+
+    def _doctype(self, name: str, system: str | None, public: str | None, has_subset: int) -> None:
+        self._refuse("a document type declaration (DTD) is not allowed")
+
+    def _refuse(self, what: str) -> None:
+        place = Place(self._source, self.parser.CurrentByteIndex, self.innermost, "")
+        raise PMLError([place.issue(what)])

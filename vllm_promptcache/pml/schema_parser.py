@@ -1,0 +1,177 @@
+"""A `<schema>` element to its nodes (PML page, "Schema elements")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vllm_promptcache.errors import IssueList, PMLError, quote, unknown
+from vllm_promptcache.pml.attributes import ROLES, Attributes
+from vllm_promptcache.pml.files import read_text_file
+from vllm_promptcache.pml.limits import Limits
+from vllm_promptcache.pml.nodes import (
+    ModuleNode,
+    ParameterNode,
+    RoleNode,
+    ScaffoldNode,
+    SchemaChild,
+    SchemaNode,
+    TextNode,
+    UnionNode,
+)
+from vllm_promptcache.pml.reader import Characters, Element
+from vllm_promptcache.pml.space import COMPACT, apply_space
+
+_IN_SCHEMA = ("module", "union", "scaffold", *ROLES)
+_IN_MODULE = ("module", "union", "parameter", "param", *ROLES)
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What an element inherits from those around it."""
+
+    space: str
+    allowed: tuple[str, ...]
+    in_role: bool = False
+
+
+class SchemaParser:
+    """Parses schemas of one document, adding issues to `issues` and going on.
+
+    `folder` is where `src` paths start; None for a document that arrived in a request.
+    """
+
+    def __init__(self, issues: IssueList, limits: Limits, folder: Path | None) -> None:
+        self._issues = issues
+        self._limits = limits
+        self._folder = folder
+
+    def schema(self, element: Element, space: str = COMPACT) -> SchemaNode:
+        """The node of a `<schema>` element; `space` is what it inherits."""
+        attributes = Attributes(element, self._issues, ("name", "encode", "space"))
+        surroundings = _Surroundings(attributes.space(space), _IN_SCHEMA)
+        return SchemaNode(
+            attributes.name() or "",
+            attributes.choice("encode", ("context", "isolated")) or "context",
+            self._children(element, surroundings),
+            element.place,
+        )
+
+    def _children(self, element: Element, around: _Surroundings) -> tuple[SchemaChild, ...]:
+        nodes = [self._child(child, around, element) for child in element.children]
+        return tuple([node for node in nodes if node is not None])
+
+    def _child(
+        self, child: Element | Characters, around: _Surroundings, parent: Element
+    ) -> SchemaChild | None:
+        if isinstance(child, Characters):
+            text = apply_space(child.parts, around.space)
+            return TextNode(text, child.place) if text else None
+        if child.tag not in around.allowed:
+            self._misplaced(child, around, parent)
+            return None
+        if child.tag == "module":
+            return self._module(child, around)
+        if child.tag == "union":
+            return self._union(child, around)
+        if child.tag == "scaffold":
+            return self._scaffold(child)
+        if child.tag in ROLES:
+            return self._role(child, around)
+        return self._parameter(child)
+
+    def _misplaced(self, child: Element, around: _Surroundings, parent: Element) -> None:
+        if around.in_role and child.tag in ROLES:
+            what = "roles do not nest in each other"
+        elif child.tag in ("parameter", "param") and parent.tag == "schema":
+            what = "a parameter cannot stand directly under 'schema': put it in a module"
+        elif child.tag in {*_IN_SCHEMA, *_IN_MODULE, "schema", "prompt", "pml"}:
+            what = f"{quote(child.tag)} cannot stand in {quote(parent.tag)}"
+        else:
+            what = unknown("element", child.tag, around.allowed)
+        self._issues.add(child.place.issue(what))
+
+    def _module(self, element: Element, around: _Surroundings) -> ModuleNode:
+        attributes = Attributes(element, self._issues, ("name", "cache", "src", "space"))
+        allowed = tuple([tag for tag in _IN_MODULE if not (around.in_role and tag in ROLES)])
+        inside = _Surroundings(attributes.space(around.space), allowed, around.in_role)
+        children = self._children(element, inside)
+        src = attributes.text("src")
+        if src is not None and (text := self._src(element, src, inside.space)):
+            children = (text, *children)
+        return ModuleNode(attributes.name() or "", attributes.flag("cache", True), children, element.place)
+
+    def _src(self, element: Element, src: str, space: str) -> TextNode | None:
+        place = element.place.at("src")
+        if self._folder is None:
+            self._issues.add(place.issue("'src' is allowed only in schemas that are loaded from disk"))
+            return None
+        try:
+            characters = read_text_file(self._folder, src, place, self._limits)
+        except PMLError as error:
+            self._issues.extend(error.issues)
+            return None
+        text = apply_space(characters.parts, space)
+        return TextNode(text, characters.place) if text else None
+
+    def _union(self, element: Element, around: _Surroundings) -> UnionNode:
+        attributes = Attributes(element, self._issues, ("name", "scaffold", "space"))
+        inside = replace(around, space=attributes.space(around.space), allowed=("module",))
+        members: list[ModuleNode] = []
+        for child in self._elements_only(element):
+            node = self._child(child, replace(inside, allowed=("module",)), element)
+            if isinstance(node, ModuleNode):
+                members.append(node)
+        name = attributes.name(required=False)
+        return UnionNode(name, attributes.text("scaffold"), tuple(members), element.place)
+
+    def _parameter(self, element: Element) -> ParameterNode:
+        names = ("name", "length", "scaffold", "default", "required", "placeholder", "space")
+        attributes = Attributes(element, self._issues, names)
+        attributes.space(COMPACT)
+        self._nothing_in(element)
+        name = attributes.name() or ""
+        if name == "space":
+            what = "'space' is an attribute of every element and cannot name a parameter"
+            self._issues.add(element.place.at("name").issue(what))
+        return ParameterNode(
+            name,
+            attributes.length(),
+            attributes.text("scaffold") or "",
+            attributes.text("default"),
+            attributes.flag("required", False),
+            attributes.choice("placeholder", ("unk", "none")),
+            element.place,
+        )
+
+    def _scaffold(self, element: Element) -> ScaffoldNode:
+        attributes = Attributes(element, self._issues, ("modules", "space"))
+        attributes.space(COMPACT)
+        self._nothing_in(element)
+        modules = attributes.text("modules")
+        if modules is None:
+            attributes.missing("modules")
+        elif not modules.split():
+            self._issues.add(element.place.at("modules").issue("a scaffold needs at least one module"))
+        paths = [tuple(path.split("/")) for path in (modules or "").split()]
+        return ScaffoldNode(tuple(paths), element.place)
+
+    def _role(self, element: Element, around: _Surroundings) -> RoleNode:
+        attributes = Attributes(element, self._issues, ("space",))
+        allowed = tuple([tag for tag in around.allowed if tag not in ROLES])
+        inside = _Surroundings(attributes.space(around.space), allowed, in_role=True)
+        return RoleNode(element.tag, self._children(element, inside), element.place)
+
+    def _nothing_in(self, element: Element) -> None:
+        for child in self._elements_only(element):
+            self._issues.add(child.place.issue(f"{quote(element.tag)} cannot have anything in it"))
+
+    def _elements_only(self, element: Element) -> list[Element]:
+        """The child elements of an element that holds no text."""
+        elements = []
+        for child in element.children:
+            if isinstance(child, Element):
+                elements.append(child)
+            elif not all(text.isspace() for text, _ in child.parts):
+                self._issues.add(child.place.issue(f"text cannot stand in {quote(element.tag)}"))
+        return elements

@@ -1,0 +1,91 @@
+"""Where in a document something stands: line, column and element path, worked out only for messages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vllm_promptcache.errors import PMLIssue
+
+_TAG_START = re.compile(rb"<[^\s/>]*")
+_ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_NAMED_ELEMENTS = frozenset({"schema", "module", "union", "parameter", "param"})
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A document's UTF-8 bytes and the file or field (`where`) they came from."""
+
+    where: str
+    data: bytes
+
+    def line(self, offset: int) -> int:
+        """The line of a byte offset, from 1."""
+        return self.data.count(b"\n", 0, offset) + 1
+
+    def column(self, offset: int) -> int:
+        """The column of a byte offset, from 1, in characters."""
+        start = self.data.rfind(b"\n", 0, offset) + 1
+        return len(self.data[start:offset].decode("utf-8", "replace").lstrip("\ufeff")) + 1
+
+    def skip_space(self, offset: int) -> int:
+        """The offset of the first byte from `offset` on that is not white space."""
+        match = _SPACE.match(self.data, offset)
+        return match.end() if match else offset
+
+    def attribute_offset(self, element_offset: int, attribute: str) -> int:
+        """The offset of an attribute's name in the tag that starts at `element_offset`."""
+        wanted = attribute.encode()
+        tag = _TAG_START.match(self.data, element_offset)
+        match = _ATTRIBUTE.match(self.data, tag.end()) if tag else None
+        while match:
+            if match[1] == wanted:
+                return match.start(1)
+            match = _ATTRIBUTE.match(self.data, match.end())
+        return element_offset
+
+
+class Place(NamedTuple):
+    """An element's, attribute's or text's place. A tuple because a hot path makes one an element."""
+
+    source: Source
+    offset: int
+    parent: Place | None
+    tag: str
+    name: str | None = None
+    attribute: str | None = None
+
+    def at(self, attribute: str) -> Place:
+        """The place of one of the element's attributes."""
+        return self._replace(attribute=attribute)
+
+    @property
+    def path(self) -> str:
+        """The elements that enclose it, outermost first, as `schema[travel]/module[miami]`."""
+        steps: list[str] = []
+        place: Place | None = self
+        while place is not None:
+            if place.tag:
+                named = place.name is not None and place.tag in _NAMED_ELEMENTS
+                steps.append(f"{place.tag}[{place.name}]" if named else place.tag)
+            place = place.parent
+        return "/".join(reversed(steps)) + (f"/@{self.attribute}" if self.attribute else "")
+
+    @property
+    def line(self) -> int:
+        """The line it starts on, from 1."""
+        return self.source.line(self._exact_offset())
+
+    def issue(self, what: str) -> PMLIssue:
+        """An issue that points here."""
+        offset = self._exact_offset()
+        return PMLIssue(
+            self.source.where, self.source.line(offset), self.source.column(offset), self.path, what
+        )
+
+    def _exact_offset(self) -> int:
+        if self.attribute is None:
+            return self.offset
+        return self.source.attribute_offset(self.offset, self.attribute)
