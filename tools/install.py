@@ -38,10 +38,13 @@ def main() -> None:
 
 
 def install_cpu() -> None:
-    """Each step is quick when there is nothing to do."""
-    step("1/4 vllm-promptcache and its tools")
+    """Each step is quick when there is nothing to do.
+
+    PyTorch is installed before anything that depends on it, or pip would fetch the CUDA build first.
+    """
+    step("1/4 vllm-promptcache itself")
     # `packaging` is what reads the requirements below; vLLM depends on it as well.
-    pip("packaging", "-e", f"{ROOT}[{EXTRAS}]")
+    pip("packaging", "-e", str(ROOT))
     (vllm,) = requirements("vllm-promptcache", "cpu")
     step(f"2/4 {vllm}")
     pip("--no-deps", vllm)
@@ -51,8 +54,8 @@ def install_cpu() -> None:
     if not pip(*torch, may_fail=True):
         step(f"    not where pip is configured to look: taking it from {TORCH_CPU_INDEX}")
         pip("--extra-index-url", TORCH_CPU_INDEX, *torch)
-    step(f"4/4 what {vllm} needs, about 150 packages")
-    pip(*[each for each in needed if name_of(each) not in LEFT_OUT])
+    step(f"4/4 what {vllm} needs, and the development tools (about 160 packages)")
+    pip("-e", f"{ROOT}[{EXTRAS}]", *[each for each in needed if name_of(each) not in LEFT_OUT])
 
 
 def install_cuda() -> None:
@@ -81,8 +84,10 @@ def name_of(requirement: str) -> str:
 
 
 def pip(*arguments: str, may_fail: bool = False) -> bool:
-    """Runs `pip install --quiet`; True if it succeeded. Ends the program on failure unless `may_fail`."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts", *arguments]
+    """Runs `pip install`, showing errors only; True if it succeeded. Ends the program on failure unless
+    `may_fail`.
+    """
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--no-warn-conflicts", *arguments]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(command, env=environment, capture_output=may_fail)
     if done.returncode and not may_fail:
