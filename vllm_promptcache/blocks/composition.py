@@ -1,0 +1,113 @@
+"""A composition: what a request reuses and computes, by name, in position order."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.blocks.geometry import find_pieces
+
+UnitKey = Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """The half-open token range ``[start, end)`` of a unit: kept, and within one piece."""
+
+    unit: UnitKey
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A run of ``num_tokens`` new tokens at consecutive positions from ``first_position``."""
+
+    first_position: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Reused and computed runs in position order; the last one is computed."""
+
+    items: tuple[Reused | Computed, ...]
+
+    @property
+    def unit_keys(self) -> tuple[UnitKey, ...]:
+        """The units reused, each once, in the order of their first use."""
+        return tuple(dict.fromkeys(i.unit for i in self.items if isinstance(i, Reused)))
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens that are not computed."""
+        return sum(i.end - i.start for i in self.items if isinstance(i, Reused))
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens of the composed prompt."""
+        return sum(i.end - i.start if isinstance(i, Reused) else i.num_tokens for i in self.items)
+
+    def cached_first(self, token_ids: list[int]) -> list[int]:
+        """Reorder a prompt's token IDs from position order to cached tokens first, then new ones.
+
+        That is the order in which vLLM counts them: the computed tokens of a request are a prefix.
+        """
+        cached: list[int] = []
+        new: list[int] = []
+        at = 0
+        for item in self.items:
+            if isinstance(item, Reused):
+                end = at + item.end - item.start
+                cached += token_ids[at:end]
+            else:
+                end = at + item.num_tokens
+                new += token_ids[at:end]
+            at = end
+        if at != len(token_ids):
+            raise ValueError(f"a composition of {at} tokens does not fit a prompt of {len(token_ids)}")
+        return cached + new
+
+
+@dataclass(frozen=True, eq=False)
+class UnitText:
+    """What is needed to encode a unit: ``(tokens,)`` arrays as in a plan's unit, and context keys."""
+
+    token_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    context: tuple[UnitKey, ...]
+
+    def equals(self, other: UnitText) -> bool:
+        """Whether both say the same text at the same positions in the same context."""
+        return self.context == other.context and all(
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("token_ids", "position_ids", "kept")
+        )
+
+
+def compose_encoding(
+    text: UnitText, context: dict[UnitKey, UnitText]
+) -> tuple[Composition, list[int]]:
+    """The request that encodes a unit: its context reused, its own tokens computed.
+
+    Returns the composition and the token IDs of the whole request in position order. Only context
+    pieces that stand before the unit's last token matter; they lie between its runs, never inside one.
+    """
+    items: list[tuple[int, Reused | Computed, list[int]]] = []
+    for key in text.context:
+        unit = context[key]
+        for start, end in zip(*find_pieces(unit.position_ids, unit.kept), strict=True):
+            position = int(unit.position_ids[start])
+            if position < text.position_ids[-1]:
+                tokens = unit.token_ids[start:end].tolist()
+                items.append((position, Reused(key, int(start), int(end)), tokens))
+    bounds = [0, *(np.flatnonzero(np.diff(text.position_ids) != 1) + 1).tolist(), len(text.token_ids)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        position = int(text.position_ids[start])
+        items.append((position, Computed(position, end - start), text.token_ids[start:end].tolist()))
+    items.sort(key=lambda item: item[0])
+    return Composition(tuple(i for _, i, _ in items)), [t for _, _, ids in items for t in ids]

@@ -1,0 +1,81 @@
+"""How one unit's kept tokens lie in its own KV blocks and in its captured edge rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGeometry:
+    """Where each token of a unit is stored, for one block size.
+
+    A *piece* is a maximal run of kept tokens at consecutive positions: nothing can come to stand inside
+    it, so it is reused whole. Each piece fills whole blocks from its own block boundary on. Tokens past
+    a piece's last whole block are *edge rows*: key and value rows kept beside the blocks and written
+    into each request's private blocks. A piece's last block is kept as rows even when it is full, so
+    that a prompt can drop the piece's last token and compute it anew.
+
+    Arrays over tokens have shape ``(tokens,)``, arrays over pieces ``(pieces,)``, all int64.
+    ``piece_starts`` and ``piece_ends`` are token indices, half-open; ``first_blocks`` counts in the
+    unit's own blocks. ``slots`` is a token's offset within the unit's blocks in slots, ``rows`` its
+    index among the unit's edge rows; -1 where it has none.
+    """
+
+    block_size: int
+    piece_starts: NDArray[np.int64]
+    piece_ends: NDArray[np.int64]
+    first_blocks: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    num_blocks: int
+    num_rows: int
+
+    def piece_of(self, token: int) -> int:
+        """The index of the piece that holds a kept token."""
+        return int(np.searchsorted(self.piece_ends, token, side="right"))
+
+
+def find_pieces(
+    position_ids: NDArray[np.int64], kept: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and end token indices of a unit's pieces, each of shape ``(pieces,)``."""
+    if not len(position_ids):
+        empty = np.empty(0, np.int64)
+        return empty, empty
+    starts_run = np.empty(len(position_ids), bool)
+    starts_run[0] = True
+    starts_run[1:] = (np.diff(position_ids) != 1) | ~kept[:-1]
+    starts = np.flatnonzero(starts_run & kept)
+    bounds = np.append(np.flatnonzero(starts_run | ~kept), len(kept))
+    ends = bounds[np.searchsorted(bounds, starts, side="right")]
+    return starts.astype(np.int64), ends.astype(np.int64)
+
+
+def lay_out_unit(
+    position_ids: NDArray[np.int64], kept: NDArray[np.bool_], block_size: int, head_tokens: int = 0
+) -> UnitGeometry:
+    """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
+
+    With ``head_tokens`` the rows around that token of each piece are kept too, so that the first
+    ``head_tokens`` of a piece can be computed anew for a request (EPIC's LegoLink).
+    """
+    starts, ends = find_pieces(position_ids, kept)
+    lengths = ends - starts
+    whole = lengths // block_size
+    first_blocks = np.concatenate(([0], np.cumsum(whole)))[:-1].astype(np.int64)
+    slots = np.full(len(kept), -1, np.int64)
+    is_row = np.zeros(len(kept), bool)
+    for start, end, blocks, first in zip(starts, ends, whole, first_blocks, strict=True):
+        stored = int(blocks) * block_size
+        slots[start : start + stored] = first * block_size + np.arange(stored)
+        is_row[start + (end - start - 1) // block_size * block_size : end] = True
+        if head_tokens:
+            head = start + head_tokens // block_size * block_size
+            is_row[head : min(head + block_size, end)] = True
+    rows = np.where(is_row, np.cumsum(is_row) - 1, -1)
+    return UnitGeometry(
+        block_size, starts, ends, first_blocks, slots, rows, int(whole.sum()), int(is_row.sum())
+    )

@@ -1,0 +1,108 @@
+"""Rows: how one step's tokens are presented to an attention backend.
+
+Attention is causal within a row: the queries are the last tokens of the row's sequence. A run of new
+tokens in the middle of a composed prompt sees fewer blocks than the request's last run, so it becomes a
+row of its own, with a table of the shared blocks before it and the private blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.blocks.seats import Seats
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one step, in token order; all arrays int64 of shape ``(rows,)``.
+
+    ``requests`` is each row's index in the batch, ``query_lens`` its new tokens, ``seq_lens`` the
+    tokens its table covers, ``shared_blocks`` how many of the request's ``all_shared_blocks`` the table
+    keeps before the private ones.
+    """
+
+    requests: NDArray[np.int64]
+    query_lens: NDArray[np.int64]
+    seq_lens: NDArray[np.int64]
+    shared_blocks: NDArray[np.int64]
+    all_shared_blocks: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one request has scheduled in a step: tokens ``[computed, computed + scheduled)``."""
+
+    computed: int
+    scheduled: int
+    seats: Seats | None
+
+
+def positions_of(chunk: Chunk) -> NDArray[np.int64]:
+    """The positions of a composed request's scheduled tokens; int64, ``(scheduled,)``."""
+    assert chunk.seats is not None
+    seats = chunk.seats
+    first, end = chunk.computed, chunk.computed + chunk.scheduled
+    prompt_end = min(end, seats.num_prompt_tokens)
+    prompt = seats.positions[first - seats.num_cached_tokens : max(prompt_end - seats.num_cached_tokens, 0)]
+    if end == prompt_end:
+        return prompt
+    generated = np.arange(max(first, prompt_end), end, dtype=np.int64) + seats.position_shift
+    return np.concatenate((prompt, generated)) if first < prompt_end else generated
+
+
+def moved_tokens(chunk: Chunk) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Scheduled tokens whose slot is not the one of their index, and their slots' indices.
+
+    Both int64: indices within the chunk, and logical slot indices in the request's block table. Tokens
+    of the last row always stand at their own index: everything private is before them.
+    """
+    assert chunk.seats is not None
+    seats = chunk.seats
+    first = chunk.computed - seats.num_cached_tokens
+    last = min(first + chunk.scheduled, int(seats.row_starts[-1]))
+    if first >= last:
+        empty = np.empty(0, np.int64)
+        return empty, empty
+    logical = seats.num_shared_blocks * seats.block_size + seats.offsets[first:last]
+    return np.arange(last - first), logical
+
+
+def split_rows(chunks: Sequence[Chunk]) -> Rows | None:
+    """The rows of a step, or None when each request is one ordinary row."""
+    if not any(_has_middle(chunk) for chunk in chunks):
+        return None
+    parts: list[tuple[int, int, int, int, int]] = []
+    for request, chunk in enumerate(chunks):
+        if not _has_middle(chunk):
+            parts.append((request, chunk.scheduled, chunk.computed + chunk.scheduled, 0, 0))
+            continue
+        assert chunk.seats is not None
+        parts += [(request, *row) for row in _split_chunk(chunk, chunk.seats)]
+    return Rows(*np.array(parts, np.int64).T)
+
+
+def _has_middle(chunk: Chunk) -> bool:
+    seats = chunk.seats
+    return seats is not None and chunk.computed - seats.num_cached_tokens < seats.row_starts[-1]
+
+
+def _split_chunk(chunk: Chunk, seats: Seats) -> list[tuple[int, int, int, int]]:
+    first = chunk.computed - seats.num_cached_tokens
+    end = first + chunk.scheduled
+    rows: list[tuple[int, int, int, int]] = []
+    bounds = [*seats.row_starts.tolist(), end]
+    all_shared = seats.num_shared_blocks
+    for index, shared in enumerate(seats.row_shared_blocks.tolist()):
+        low, high = max(bounds[index], first), min(bounds[index + 1], end)
+        if low >= high:
+            continue
+        if index == len(seats.row_starts) - 1:
+            rows.append((high - low, chunk.computed + chunk.scheduled, all_shared, all_shared))
+        else:
+            covered = shared * seats.block_size + int(seats.offsets[high - 1]) + 1
+            rows.append((high - low, covered, shared, all_shared))
+    return rows

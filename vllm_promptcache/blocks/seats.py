@@ -1,0 +1,140 @@
+"""Seats: where each token of a composed request stands in its block table.
+
+A request's block table is its *shared* blocks, whole blocks of the units it reuses in position order,
+followed by its *private* blocks. Keys carry their rotation, so attention does not care about the order
+of cached tokens in a table. The private blocks hold one *stream* of tokens in position order: edge rows
+of units, new tokens, then generated tokens. vLLM counts a request's tokens cached first, so token
+``i >= num_cached_tokens`` is the new token ``i - num_cached_tokens``, in position order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.blocks.composition import Composition, Reused, UnitKey
+from vllm_promptcache.blocks.geometry import UnitGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBlocks:
+    """The half-open range ``[start, end)`` of a unit's own blocks."""
+
+    unit: UnitKey
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeRows:
+    """The half-open range ``[start, end)`` of a unit's edge rows, to stand at ``offset`` in the stream."""
+
+    unit: UnitKey
+    start: int
+    end: int
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class Seats:
+    """A composed request's tokens in blocks, stream and rows.
+
+    ``positions`` and ``offsets`` (int64, ``(new tokens,)``) are a new token's position and its place in
+    the stream. A *row* is a run of new tokens that sees the same shared blocks and whose private tokens
+    before it are a prefix of the stream: ``row_starts`` (int64, ``(rows,)``) are the indices of the new
+    tokens where rows begin, ``row_shared_blocks`` how many shared blocks each sees.
+    """
+
+    block_size: int
+    shared: tuple[SharedBlocks, ...]
+    edge_rows: tuple[EdgeRows, ...]
+    num_shared_blocks: int
+    num_cached_tokens: int
+    num_prompt_tokens: int
+    positions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    row_starts: NDArray[np.int64]
+    row_shared_blocks: NDArray[np.int64]
+
+    @property
+    def position_shift(self) -> int:
+        """What to add to a generated token's index to have its position."""
+        return int(self.positions[-1]) + 1 - self.num_prompt_tokens
+
+
+def take_seats(
+    composition: Composition, units: Mapping[UnitKey, UnitGeometry], block_size: int
+) -> Seats:
+    """Seat a composition over units laid out for ``block_size``.
+
+    Raises:
+        ValueError: a range needs an edge row that its unit does not keep.
+    """
+    shared: list[SharedBlocks] = []
+    edges: list[EdgeRows] = []
+    positions: list[NDArray[np.int64]] = []
+    offsets: list[NDArray[np.int64]] = []
+    row_starts: list[int] = []
+    row_shared: list[int] = []
+    num_shared = num_rows = num_new = 0
+    row_end = -1  # the stream offset at which the open row may be continued
+    for item in composition.items:
+        stream = num_rows + num_new
+        if isinstance(item, Reused):
+            unit = units[item.unit]
+            blocks, rows = _split(item, unit)
+            for start, end in rows:
+                edges.append(EdgeRows(item.unit, start, end, num_rows + num_new))
+                num_rows += end - start
+            if blocks is not None:
+                shared.append(blocks)
+                num_shared += blocks.end - blocks.start
+        else:
+            if stream != row_end or row_shared[-1] != num_shared:
+                row_starts.append(num_new)
+                row_shared.append(num_shared)
+            positions.append(np.arange(item.first_position, item.first_position + item.num_tokens))
+            offsets.append(np.arange(stream, stream + item.num_tokens))
+            num_new += item.num_tokens
+            row_end = stream + item.num_tokens
+    num_cached = num_shared * block_size + num_rows
+    return Seats(
+        block_size,
+        tuple(shared),
+        tuple(edges),
+        num_shared,
+        num_cached,
+        num_cached + num_new,
+        np.concatenate(positions).astype(np.int64),
+        np.concatenate(offsets).astype(np.int64),
+        np.array(row_starts, np.int64),
+        np.array(row_shared, np.int64),
+    )
+
+
+def _split(item: Reused, unit: UnitGeometry) -> tuple[SharedBlocks | None, list[tuple[int, int]]]:
+    """A reused range as whole blocks, and as ranges of edge rows around them."""
+    size = unit.block_size
+    piece = unit.piece_of(item.start)
+    base = int(unit.piece_starts[piece])
+    first = -(-(item.start - base) // size)
+    last = (item.end - base) // size
+    if first >= last:
+        return None, [_rows(item, unit, item.start, item.end)]
+    own = int(unit.first_blocks[piece])
+    edges = [
+        _rows(item, unit, start, end)
+        for start, end in ((item.start, base + first * size), (base + last * size, item.end))
+        if start < end
+    ]
+    return SharedBlocks(item.unit, own + first, own + last), edges
+
+
+def _rows(item: Reused, unit: UnitGeometry, start: int, end: int) -> tuple[int, int]:
+    first, last = int(unit.rows[start]), int(unit.rows[end - 1])
+    if first < 0 or last - first != end - 1 - start:
+        raise ValueError(f"tokens [{start}, {end}) of {item.unit!r} are not kept as edge rows")
+    return first, last + 1

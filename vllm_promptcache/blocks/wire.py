@@ -1,0 +1,83 @@
+"""What a request tells the engine: lists, strings and bytes that pass through ``extra_args``.
+
+``SamplingParams.extra_args["prompt_cache"]`` holds ``units`` (digests), ``items`` (three integers an
+item: unit index, start, end; or -1, first position, tokens) and, for units the engine may not have been
+told of, ``texts`` by digest. The prompt itself travels in position order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
+from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
+from vllm_promptcache.plan.unit import Unit
+
+EXTRA_ARG = "prompt_cache"
+
+
+def plan_to_wire(plan: Plan, *, with_texts: bool) -> dict[str, Any]:
+    """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units."""
+    indices = {id(unit): index for index, unit in enumerate(plan.units)}
+    items: list[int] = []
+    for segment in plan.segments:
+        if isinstance(segment, CachedSegment):
+            items += (indices[id(segment.unit)], segment.start, segment.end)
+        else:
+            items += (-1, int(segment.position_ids[0]), segment.num_tokens)
+    wire: dict[str, Any] = {"units": [unit.digest for unit in plan.units], "items": items}
+    if with_texts:
+        wire["texts"] = units_to_wire(plan.units)
+    return wire
+
+
+def prompt_token_ids(plan: Plan) -> list[int]:
+    """All tokens of a plan in position order: the plain, uncached form of the prompt."""
+    token_ids: list[int] = []
+    for segment in plan.segments:
+        if isinstance(segment, NewSegment):
+            token_ids += segment.token_ids.tolist()
+        else:
+            token_ids += segment.unit.token_ids[segment.start : segment.end].tolist()
+    return token_ids
+
+
+def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
+    """Units by digest, with the units of their contexts, contexts first."""
+    texts: dict[str, list[Any]] = {}
+    for unit in units:
+        texts.update(units_to_wire(unit.context))
+        texts[unit.digest] = [
+            np.ascontiguousarray(unit.token_ids, np.int64).tobytes(),
+            np.ascontiguousarray(unit.position_ids, np.int64).tobytes(),
+            np.ascontiguousarray(unit.kept, bool).tobytes(),
+            [context.digest for context in unit.context],
+        ]
+    return texts
+
+
+def composition_from_wire(wire: Mapping[str, Any]) -> Composition:
+    """The composition a request asks for, its units named by digest."""
+    units, flat = wire["units"], wire["items"]
+    return Composition(
+        tuple(
+            Reused(units[a], b, c) if a >= 0 else Computed(b, c)
+            for a, b, c in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        )
+    )
+
+
+def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:
+    """Unit texts by digest."""
+    return {
+        digest: UnitText(
+            np.frombuffer(tokens, np.int64),
+            np.frombuffer(positions, np.int64),
+            np.frombuffer(kept, bool),
+            tuple(context),
+        )
+        for digest, (tokens, positions, kept, context) in texts.items()
+    }

@@ -1,0 +1,78 @@
+"""The plugin's settings: one dataclass, given as ``--prompt-cache-config`` or ``additional_config``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+CONFIG_KEY = "prompt_cache"
+
+
+@dataclass(frozen=True)
+class PromptCacheConfig:
+    """Settings of the prompt cache. Unknown fields are errors.
+
+    Attributes:
+        schemas: files or folders of schemas (``*.pml``, ``*.xml``) to load, encode and pin before the
+            server says it is ready.
+        pin_fraction: at most this part of the KV blocks may be pinned; 0 to 1.
+        max_document_bytes: a larger PML document is refused.
+        max_schemas: how many schemas may be registered at once.
+        min_free_tokens: positions that a schema leaves free for new text, at least.
+        allow_request_schemas: whether requests and the API may bring schemas.
+    """
+
+    schemas: tuple[str, ...] = ()
+    pin_fraction: float = 0.5
+    max_document_bytes: int = 4 * 1024 * 1024
+    max_schemas: int = 1000
+    min_free_tokens: int = 16
+    allow_request_schemas: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schemas, str) or not all(isinstance(s, str) for s in self.schemas):
+            raise ValueError("prompt cache config: schemas must be a list of paths")
+        object.__setattr__(self, "schemas", tuple(self.schemas))
+        if not 0 <= self.pin_fraction <= 1:
+            raise ValueError(f"prompt cache config: pin_fraction is {self.pin_fraction}, not in 0..1")
+        for name in ("max_document_bytes", "max_schemas", "min_free_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")
+        if not isinstance(self.allow_request_schemas, bool):
+            raise ValueError("prompt cache config: allow_request_schemas must be true or false")
+
+    @property
+    def head_tokens(self) -> int:
+        """How many tokens at the head of each piece can be computed anew (``link:k``); 0 for none."""
+        return 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PromptCacheConfig:
+        """Read settings.
+
+        Raises:
+            ValueError: a field is unknown or its value is not allowed.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"prompt cache config: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_vllm_config(cls, vllm_config: Any) -> PromptCacheConfig:
+        """The settings that travel to every process in ``VllmConfig.additional_config``."""
+        return cls.from_dict(vllm_config.additional_config[CONFIG_KEY])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {**asdict(self), "schemas": list(self.schemas)}
+
+
+def is_enabled(vllm_config: Any) -> bool:
+    """Whether the prompt cache is on in this engine."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and CONFIG_KEY in additional

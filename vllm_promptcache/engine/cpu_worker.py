@@ -1,0 +1,22 @@
+"""The CPU worker: vLLM's, with the prompt cache's model runner."""
+
+from __future__ import annotations
+
+from vllm.v1.worker import cpu_worker
+
+from vllm_promptcache import compat
+from vllm_promptcache.engine.model_runner import PromptCacheRunner
+
+
+class PromptCacheCPUModelRunner(PromptCacheRunner, cpu_worker.CPUModelRunner):
+    """vLLM's V1 CPU model runner with composed requests."""
+
+
+class PromptCacheCPUWorker(cpu_worker.CPUWorker):
+    """vLLM's CPU worker with composed requests."""
+
+    def init_device(self) -> None:
+        """As vLLM's, constructing the prompt cache's model runner."""
+        base = cpu_worker.CPUModelRunner
+        with compat.model_runner_class(PromptCacheCPUModelRunner, base, cpu_worker):
+            super().init_device()

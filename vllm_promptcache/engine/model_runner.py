@@ -1,0 +1,239 @@
+"""The model runner: positions apart from slots, edge rows injected, rows for runs in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm_promptcache import compat
+from vllm_promptcache.blocks.rows import Chunk, Rows, moved_tokens, positions_of, split_rows
+from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.engine.messages import Seating
+from vllm_promptcache.engine.row_store import RowStore
+
+
+@dataclass(frozen=True, eq=False)
+class Capturing:
+    """One encoding request's part of a step's tokens, on the device.
+
+    ``stored`` indexes tokens of the step that go into the unit's blocks at ``slots``; ``kept`` those
+    that are kept as its edge ``rows``. All int64.
+    """
+
+    unit: Any
+    stored: torch.Tensor
+    slots: torch.Tensor
+    kept: torch.Tensor
+    rows: torch.Tensor
+
+
+class PromptCacheRunner:
+    """Mixin over vLLM's V1 model runners (``GPUModelRunner`` and ``CPUModelRunner``).
+
+    vLLM computes a token's position and its slot from the same index, its place among the request's
+    tokens. For composed requests the index gives the slot; the position comes from the seats.
+    """
+
+    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's; then find the layers whose cache updates are captured and injected."""
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
+        context = self.compilation_config.static_forward_context  # type: ignore[attr-defined]
+        names = [n for g in kv_cache_config.kv_cache_groups for n in g.layer_names]
+        layers = [context[name] for name in names]
+        self._cache_layers = [x for x in layers if x.kv_sharing_target_layer_name is None]
+        self._row_store = RowStore(len(self._cache_layers))
+        self._seated: dict[str, Seating] = {}
+        self._newly_seated: list[str] = []
+        self._step = contextlib.ExitStack()
+        self._rows: Rows | None = None
+        self._needs_python = False
+
+    # -- before the forward pass -----------------------------------------------------------------
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        result = super()._update_states(scheduler_output)  # type: ignore[misc]
+        for request_id in scheduler_output.finished_req_ids:
+            self._seated.pop(request_id, None)
+        message = compat.message_of(scheduler_output)
+        if message is not None:
+            self._row_store.drop(message.dropped)
+            self._seated.update(message.seatings)
+            self._newly_seated += message.seatings
+            for seating in message.seatings.values():
+                if seating.capture is not None:
+                    self._row_store.open(seating.capture.unit, seating.capture.num_rows)
+        return result
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)  # type: ignore[misc]
+        if self._seated:
+            self._compose_step(num_scheduled_tokens)
+        return prepared
+
+    def _compose_step(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
+        """Correct a step's positions and slots, write edge rows, plan captures and rows."""
+        batch = self.input_batch  # type: ignore[attr-defined]
+        chunks: list[Chunk] = []
+        composed: list[int] = []
+        for index, request_id in enumerate(batch.req_ids):
+            seating = self._seated.get(request_id)
+            seats = seating.seats if seating is not None else None
+            computed, scheduled = batch.num_computed_tokens_cpu[index], num_scheduled_tokens[index]
+            chunks.append(Chunk(int(computed), int(scheduled), seats))
+            if seats is not None:
+                composed.append(index)
+        if not composed:
+            return
+        starts = np.concatenate(([0], np.cumsum(num_scheduled_tokens)))
+        self._set_positions(chunks, composed, starts)
+        self._rows = split_rows(chunks)
+        if self._rows is not None:
+            self._move_slots(chunks, composed, starts)
+        if self._newly_seated:
+            self._inject_edge_rows()
+        captures = self._plan_captures(chunks, composed, starts)
+        if captures:
+            observed = compat.cache_updates_observed(self._cache_layers, self._observer(captures))
+            self._step.enter_context(observed)
+        self._needs_python = bool(captures) or self._rows is not None
+
+    def _set_positions(self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]) -> None:
+        tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in composed])
+        positions = np.concatenate([positions_of(chunks[i]) for i in composed])
+        self.positions[self._on_device(tokens)] = self._on_device(positions)  # type: ignore[attr-defined]
+
+    def _move_slots(self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]) -> None:
+        tokens: list[NDArray[np.int64]] = []
+        slots: list[NDArray[np.int64]] = []
+        for index in composed:
+            moved, logical = moved_tokens(chunks[index])
+            tokens.append(moved + starts[index])
+            slots.append(self._slots(index, logical))
+        mapping = self.input_batch.block_table[0].slot_mapping.gpu  # type: ignore[attr-defined]
+        mapping[self._on_device(np.concatenate(tokens))] = self._on_device(np.concatenate(slots))
+
+    def _inject_edge_rows(self) -> None:
+        """Write the edge rows of requests that took their seats into their private blocks."""
+        seated, self._newly_seated = self._newly_seated, []
+        ranges: list[EdgeRows] = []
+        slots: list[NDArray[np.int64]] = []
+        for request_id in seated:
+            seats = self._seated[request_id].seats
+            if not seats.edge_rows:
+                continue
+            ranges += seats.edge_rows
+            offsets = np.concatenate(
+                [np.arange(e.offset, e.offset + e.end - e.start) for e in seats.edge_rows]
+            )
+            index = self.input_batch.req_id_to_index[request_id]  # type: ignore[attr-defined]
+            slots.append(self._slots(index, seats.num_shared_blocks * seats.block_size + offsets))
+        if not ranges:
+            return
+        keys, values = self._row_store.gather(ranges)
+        where = self._on_device(np.concatenate(slots))
+        for layer, key, value in zip(self._cache_layers, keys, values, strict=True):
+            layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, where)
+
+    def _slots(self, index: int, logical: NDArray[np.int64]) -> NDArray[np.int64]:
+        table = self.input_batch.block_table[0]  # type: ignore[attr-defined]
+        blocks = table.get_numpy_array()[index, logical // table.block_size].astype(np.int64)
+        return blocks * table.block_size + logical % table.block_size
+
+    def _plan_captures(
+        self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]
+    ) -> list[Capturing]:
+        captures: list[Capturing] = []
+        for index in composed:
+            request_id = self.input_batch.req_ids[index]  # type: ignore[attr-defined]
+            capture, chunk = self._seated[request_id].capture, chunks[index]
+            if capture is None or chunk.seats is None:
+                continue
+            first = chunk.computed - chunk.seats.num_cached_tokens
+            slots = capture.slots[first : first + chunk.scheduled]
+            rows = capture.rows[first : first + chunk.scheduled]
+            stored, kept = np.flatnonzero(slots >= 0), np.flatnonzero(rows >= 0)
+            arrays = (stored + starts[index], slots[stored], kept + starts[index], rows[kept])
+            captures.append(Capturing(capture.unit, *map(self._on_device, arrays)))
+        return captures
+
+    def _observer(self, captures: Sequence[Capturing]) -> Any:
+        stored = torch.cat([c.stored for c in captures])
+        slots = torch.cat([c.slots for c in captures])
+
+        def observe(index: int, layer: Any, update: Any, key: Any, value: Any, kv_cache: Any) -> None:
+            if len(stored):
+                update(layer, key[stored], value[stored], kv_cache, slots)
+            for c in captures:
+                if len(c.kept):
+                    self._row_store.write(c.unit, index, c.rows, key[c.kept], value[c.kept])
+
+        return observe
+
+    def _on_device(self, array: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)  # type: ignore[attr-defined]
+
+    # -- the forward pass ------------------------------------------------------------------------
+
+    def _allow_microbatching(self, *args: Any, **kwargs: Any) -> bool:
+        if self._needs_python or self._rows is not None:
+            return False
+        return bool(super()._allow_microbatching(*args, **kwargs))  # type: ignore[misc]
+
+    def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
+        with compat.no_full_graphs(self) if self._needs_python else contextlib.nullcontext():
+            return super()._determine_batch_execution_and_padding(*args, **kwargs)  # type: ignore[misc]
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        rows = self._rows
+        if rows is None:
+            return super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
+        groups = [g for per_cache_group in self.attn_groups for g in per_cache_group]  # type: ignore[attr-defined]
+        with compat.attention_metadata_seen_through(groups, lambda common: self._present(common, rows)):
+            return super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
+
+    def _present(self, common: Any, rows: Rows) -> Any:
+        """The batch's common attention metadata with one row a run instead of one a request."""
+        requests, shared, query_lens, seq_lens, skipped = (
+            self._on_device(a)
+            for a in (
+                rows.requests,
+                rows.shared_blocks,
+                rows.query_lens,
+                rows.seq_lens,
+                rows.all_shared_blocks - rows.shared_blocks,
+            )
+        )
+        table = common.block_table_tensor
+        columns = torch.arange(table.shape[1], device=table.device).expand(len(requests), -1)
+        columns = columns + torch.where(columns >= shared[:, None], skipped[:, None], 0)
+        row_table = table[requests].gather(1, columns.clamp_(max=table.shape[1] - 1))
+        query_start = np.concatenate(([0], np.cumsum(rows.query_lens))).astype(np.int32)
+        upper_bound = torch.from_numpy(rows.seq_lens.astype(np.int32))
+        return common.replace(
+            query_start_loc=torch.from_numpy(query_start).to(table.device),
+            query_start_loc_cpu=torch.from_numpy(query_start),
+            seq_lens=seq_lens.to(common.seq_lens.dtype),
+            seq_lens_cpu_upper_bound=upper_bound,
+            num_reqs=len(rows.requests),
+            max_query_len=int(rows.query_lens.max()),
+            max_seq_len=int(rows.seq_lens.max()),
+            block_table_tensor=row_table,
+            is_prefilling=common.is_prefilling[torch.from_numpy(rows.requests)],
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a step; whatever it needed of Python is taken back at its end."""
+        try:
+            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._step.close()
+            self._rows = None
+            self._needs_python = False

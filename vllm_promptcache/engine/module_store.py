@@ -1,0 +1,294 @@
+"""The module store: which units are resident, in which physical blocks, and who holds them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
+from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.blocks.seats import SharedBlocks
+
+MAX_KNOWN_UNITS = 20_000
+
+
+class Residency(enum.Enum):
+    """A unit's states are not there, being computed, or there."""
+
+    ABSENT = "absent"
+    ENCODING = "encoding"
+    RESIDENT = "resident"
+
+
+@dataclass(eq=False)
+class StoredUnit:
+    """One unit of one tenant and adapter.
+
+    ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
+    block tables or edge rows rest on them, ``names`` whoever wants the unit to stay known: live
+    requests and units in whose context it stands. ``last_use`` is a logical clock.
+    """
+
+    key: UnitKey
+    text: UnitText
+    geometry: UnitGeometry
+    residency: Residency = Residency.ABSENT
+    pinned: bool = False
+    retired: bool = False
+    users: int = 0
+    names: int = 0
+    last_use: int = 0
+    blocks: list[KVCacheBlock] = field(default_factory=list)
+
+
+class ModuleStore:
+    """Owns the units' references to physical blocks of one KV cache group.
+
+    Invariant: every allocated unit holds exactly one reference to each of its blocks, so that
+    free + module blocks + requests' own blocks + the null block is the whole pool.
+    """
+
+    def __init__(self, block_pool: BlockPool, block_size: int, pin_limit: int, head_tokens: int = 0):
+        self.block_pool = block_pool
+        self.block_size = block_size
+        self.pin_limit = pin_limit
+        self.head_tokens = head_tokens
+        self.units: dict[UnitKey, StoredUnit] = {}
+        self.dropped: list[UnitKey] = []
+        self.num_evictions = 0
+        self._clock = 0
+
+    # -- names: who wants a unit to stay known ---------------------------------------------------
+
+    def name(self, key: UnitKey, texts: Mapping[UnitKey, UnitText]) -> StoredUnit:
+        """Add a holder of a unit; the first one makes it known, and its context with it.
+
+        Raises:
+            KeyError: the unit, or one of its context, is neither known nor in ``texts``.
+        """
+        unit = self.units.get(key)
+        if unit is None:
+            text = texts[key]
+            for context in text.context:
+                self.name(context, texts)
+            geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, self.head_tokens)
+            unit = self.units[key] = StoredUnit(key, text, geometry)
+        unit.names += 1
+        return unit
+
+    def unname(self, key: UnitKey) -> None:
+        """Remove a holder. A unit nobody names stays while resident and unpinned, until reclaimed."""
+        unit = self.units[key]
+        unit.names -= 1
+        assert unit.names >= 0
+        self._forget_if_idle(unit)
+        if len(self.units) > MAX_KNOWN_UNITS:
+            self._forget_oldest_unnamed()
+
+    # -- pins ------------------------------------------------------------------------------------
+
+    @property
+    def num_pinned_blocks(self) -> int:
+        """Blocks promised to pinned units, resident or not."""
+        return sum(u.geometry.num_blocks for u in self.units.values() if u.pinned)
+
+    def pin(self, keys: Iterable[UnitKey]) -> bool:
+        """Pin all of the units, or none when that would pass the pin limit."""
+        units = [self.units[key] for key in dict.fromkeys(keys)]
+        more = sum(u.geometry.num_blocks for u in units if not u.pinned)
+        if self.num_pinned_blocks + more > self.pin_limit:
+            return False
+        for unit in units:
+            unit.pinned = True
+        return True
+
+    def unpin(self, keys: Iterable[UnitKey]) -> None:
+        """Let units be reclaimed again."""
+        for key in keys:
+            unit = self.units[key]
+            unit.pinned = False
+            self._forget_if_idle(unit)
+
+    # -- residency -------------------------------------------------------------------------------
+
+    def missing(self, composition: Composition) -> list[UnitKey]:
+        """The units of a composition that are not resident."""
+        units = self.units
+        return [k for k in composition.unit_keys if units[k].residency is not Residency.RESIDENT]
+
+    def begin_encoding(self, key: UnitKey) -> None:
+        """Note that a request that encodes the unit is queued."""
+        assert self.units[key].residency is Residency.ABSENT
+        self.units[key].residency = Residency.ENCODING
+
+    def allocate(self, key: UnitKey) -> None:
+        """Take the unit's blocks from the pool; the caller has checked that they are free."""
+        unit = self.units[key]
+        assert unit.residency is Residency.ENCODING and not unit.blocks
+        unit.blocks = self.block_pool.get_new_blocks(unit.geometry.num_blocks)
+
+    def finish_encoding(self, key: UnitKey) -> None:
+        """Every step that writes the unit's states is scheduled: later steps may read them."""
+        unit = self.units[key]
+        assert unit.residency is Residency.ENCODING and len(unit.blocks) == unit.geometry.num_blocks
+        unit.residency = Residency.RESIDENT
+        self._touch(unit)
+
+    def interrupt_encoding(self, key: UnitKey, *, given_up: bool) -> None:
+        """The encoding request lost its blocks: preempted, or ``given_up`` for good."""
+        unit = self.units[key]
+        assert unit.residency is Residency.ENCODING
+        self._release_blocks(unit)
+        if given_up:
+            unit.residency = Residency.ABSENT
+            self._forget_if_idle(unit)
+
+    def shared_blocks(self, ranges: Iterable[SharedBlocks]) -> list[KVCacheBlock]:
+        """The physical blocks of shared ranges, in order."""
+        return [b for r in ranges for b in self.units[r.unit].blocks[r.start : r.end]]
+
+    def use(self, keys: Iterable[UnitKey]) -> None:
+        """A running request rests on the units: they must not be reclaimed."""
+        for key in keys:
+            unit = self.units[key]
+            assert unit.residency is Residency.RESIDENT
+            unit.users += 1
+            self._touch(unit)
+
+    def release(self, keys: Iterable[UnitKey]) -> None:
+        """The request is over, or preempted."""
+        for key in keys:
+            unit = self.units[key]
+            unit.users -= 1
+            assert unit.users >= 0
+            self._forget_if_idle(unit)
+
+    # -- reclaiming ------------------------------------------------------------------------------
+
+    def reclaim(self, protected: set[UnitKey]) -> bool:
+        """Drop the least recently used unit that is not pinned, used or protected."""
+        idle = [u for u in self.units.values() if self._is_idle(u) and u.key not in protected]
+        idle = [u for u in idle if u.blocks]
+        if not idle:
+            return False
+        unit = min(idle, key=lambda u: u.last_use)
+        self._evict(unit)
+        self.num_evictions += 1
+        return True
+
+    def drop_all(self) -> None:
+        """Drop every unit's states that no running request rests on, pinned ones too.
+
+        They are encoded again on demand: for when the weights or the KV cache have changed.
+        """
+        for unit in list(self.units.values()):
+            if unit.residency is Residency.RESIDENT and not unit.users:
+                self._evict(unit)
+
+    def retire(self, key: UnitKey) -> None:
+        """The unit's schema is gone: unpin it, and drop its states when nobody holds it any more."""
+        unit = self.units[key]
+        unit.pinned = False
+        unit.retired = True
+        self._forget_if_idle(unit)
+
+    def revive(self, key: UnitKey) -> None:
+        """The unit's text is registered again."""
+        self.units[key].retired = False
+
+    def take_dropped(self) -> tuple[UnitKey, ...]:
+        """Units evicted since the last call and not resident again."""
+        dropped, self.dropped = self.dropped, []
+        return tuple(k for k in dropped if k not in self.units or not self._has_states(self.units[k]))
+
+    # -- accounting ------------------------------------------------------------------------------
+
+    def check_integrity(self, request_blocks: Iterable[Iterable[KVCacheBlock]]) -> None:
+        """Check that free + module + request blocks + the null block are the whole pool.
+
+        ``request_blocks`` are the block tables of all live requests. Raises AssertionError with the
+        first block whose reference count its holders do not explain.
+        """
+        holders: dict[int, int] = {}
+        owner: dict[int, UnitKey] = {}
+        for unit in self.units.values():
+            assert unit.users >= 0 and unit.names >= 0, unit
+            assert unit.residency is not Residency.ABSENT or not unit.blocks, unit.key
+            for block in unit.blocks:
+                assert block.block_id not in owner, f"block {block.block_id} belongs to two units"
+                owner[block.block_id] = unit.key
+                holders[block.block_id] = 1
+        for table in request_blocks:
+            for block in table:
+                if not block.is_null:
+                    holders[block.block_id] = holders.get(block.block_id, 0) + 1
+        pool = self.block_pool
+        for block in pool.blocks:
+            if block.is_null:
+                continue
+            expected = holders.get(block.block_id, 0)
+            assert block.ref_cnt == expected, (
+                f"block {block.block_id}: {block.ref_cnt} references, {expected} holders"
+            )
+            assert block.block_hash is None or block.block_id not in owner, (
+                f"module block {block.block_id} is in the prefix cache"
+            )
+        free = pool.get_num_free_blocks()
+        assert free + len(holders) + 1 == pool.num_gpu_blocks, (
+            f"{free} free + {len(holders)} held + 1 null is not {pool.num_gpu_blocks}"
+        )
+
+    def stats(self) -> dict[str, int]:
+        """Counts for people: units by state, blocks by use, limits."""
+        units = list(self.units.values())
+        return {
+            "units_known": len(units),
+            "units_resident": sum(u.residency is Residency.RESIDENT for u in units),
+            "units_encoding": sum(u.residency is Residency.ENCODING for u in units),
+            "units_pinned": sum(u.pinned for u in units),
+            "blocks_total": self.block_pool.num_gpu_blocks - 1,
+            "blocks_free": self.block_pool.get_num_free_blocks(),
+            "blocks_modules": sum(len(u.blocks) for u in units),
+            "blocks_pinned": self.num_pinned_blocks,
+            "blocks_pin_limit": self.pin_limit,
+            "block_size": self.block_size,
+            "evictions": self.num_evictions,
+        }
+
+    def _touch(self, unit: StoredUnit) -> None:
+        self._clock += 1
+        unit.last_use = self._clock
+
+    def _is_idle(self, unit: StoredUnit) -> bool:
+        return unit.residency is Residency.RESIDENT and not unit.pinned and not unit.users
+
+    def _has_states(self, unit: StoredUnit) -> bool:
+        return unit.residency is not Residency.ABSENT
+
+    def _evict(self, unit: StoredUnit) -> None:
+        self._release_blocks(unit)
+        unit.residency = Residency.ABSENT
+        self.dropped.append(unit.key)
+        self._forget_if_idle(unit)
+
+    def _release_blocks(self, unit: StoredUnit) -> None:
+        self.block_pool.free_blocks(reversed(unit.blocks))
+        unit.blocks = []
+
+    def _forget_if_idle(self, unit: StoredUnit) -> None:
+        if unit.retired and not unit.names and self._is_idle(unit):
+            self._evict(unit)
+        elif not (unit.names or unit.pinned or unit.users or self._has_states(unit)):
+            del self.units[unit.key]
+            for context in unit.text.context:
+                self.unname(context)
+
+    def _forget_oldest_unnamed(self) -> None:
+        """Units too short to fill a block are never reclaimed for their blocks: bound their number."""
+        idle = [u for u in self.units.values() if self._is_idle(u) and not u.names]
+        if idle:
+            self._evict(min(idle, key=lambda u: u.last_use))

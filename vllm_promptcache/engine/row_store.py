@@ -1,0 +1,59 @@
+"""The workers' edge rows: keys and values that do not fill a block, ready to be written into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.seats import EdgeRows
+
+
+class RowStore:
+    """Per unit, each layer's key and value rows as handed to the backend's cache update.
+
+    Tensors have shape ``(layers, rows, KV heads, head size)`` and live where the model runs. Rows are
+    kept before the backend packs or quantizes them, so nothing here knows a layout.
+    """
+
+    def __init__(self, num_layers: int):
+        self.num_layers = num_layers
+        self._rows: dict[UnitKey, tuple[torch.Tensor, torch.Tensor] | None] = {}
+        self._num_rows: dict[UnitKey, int] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all kept rows."""
+        return sum(t.nbytes for pair in self._rows.values() if pair is not None for t in pair)
+
+    def open(self, unit: UnitKey, num_rows: int) -> None:
+        """Begin to keep a unit's rows; memory is taken when the first are written."""
+        self._rows[unit] = None
+        self._num_rows[unit] = num_rows
+
+    def drop(self, units: Iterable[UnitKey]) -> None:
+        """Forget units' rows."""
+        for unit in units:
+            self._rows.pop(unit, None)
+            self._num_rows.pop(unit, None)
+
+    def write(
+        self, unit: UnitKey, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Keep ``key[i]`` and ``value[i]`` (``(tokens, KV heads, head size)``) as row ``rows[i]``."""
+        pair = self._rows[unit]
+        if pair is None:
+            shape = (self.num_layers, self._num_rows[unit])
+            pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
+            self._rows[unit] = pair
+        pair[0][layer, rows] = key
+        pair[1][layer, rows] = value
+
+    def gather(self, ranges: Sequence[EdgeRows]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of several ranges, one after the other: ``(layers, rows, KV heads, head size)`` each."""
+        pairs = [(self._rows[r.unit], r) for r in ranges]
+        keys = [pair[0][:, r.start : r.end] for pair, r in pairs if pair is not None]
+        values = [pair[1][:, r.start : r.end] for pair, r in pairs if pair is not None]
+        assert len(keys) == len(ranges), "a unit's rows are asked for before they are computed"
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -1,0 +1,343 @@
+"""The scheduler: composed requests wait for their modules, which it encodes on demand, once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from vllm_promptcache import compat
+from vllm_promptcache.blocks.composition import (
+    Composition,
+    Computed,
+    Reused,
+    UnitKey,
+    UnitText,
+    compose_encoding,
+)
+from vllm_promptcache.blocks.seats import take_seats
+from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, texts_from_wire
+from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
+from vllm_promptcache.engine.composed_request import ComposedRequest
+from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
+from vllm_promptcache.engine.module_store import Residency, StoredUnit
+from vllm_promptcache.engine.unit_catalog import UnitCatalog
+
+logger = init_logger(__name__)
+
+ENCODING_ID = "prompt-cache-encoding-"
+
+
+class PromptCacheScheduling:
+    """Mixin over vLLM's schedulers.
+
+    A unit is encoded by an ordinary request of the scheduler's own, itself composed of the unit's
+    context, whose new tokens' states the workers also write into the unit's blocks. Composed requests
+    stay in the waiting queue until their units are resident.
+    """
+
+    kv_cache_manager: PromptCacheBlockManager
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        config = PromptCacheConfig.from_vllm_config(vllm_config)
+        with compat.kv_cache_manager_class(PromptCacheBlockManager):
+            super().__init__(vllm_config, *args, **kwargs)
+        compat.check_kv_cache(self.kv_cache_manager)
+        self.kv_cache_manager.open_store(config.pin_fraction, config.head_tokens)
+        self.store = self.kv_cache_manager.store
+        self.composed = self.kv_cache_manager.composed
+        self.catalog = UnitCatalog()
+        self._encoding_ids = itertools.count()
+        compat.install_engine_utility()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request; one that carries a composition is seated on units and starts their encoding."""
+        params = request.sampling_params
+        wire = params.extra_args.get(EXTRA_ARG) if params is not None and params.extra_args else None
+        if wire is None or request.request_id in self.requests:
+            super().add_request(request)
+            return
+        try:
+            composed = self._compose(request, wire)
+        except (KeyError, ValueError):
+            logger.exception("Request %s cannot be composed", request.request_id)
+            super().add_request(request)
+            self.grammar_compile_error_reqs.add(request.request_id)
+            return
+        self._admit(request, composed)
+        super().add_request(request)
+        self._encode_missing((composed,))
+
+    def _compose(self, request: Request, wire: Mapping[str, Any]) -> ComposedRequest:
+        variant = variant_of(request)
+        texts = self.catalog.keyed(wire["units"], texts_from_wire(wire.get("texts", {})), variant)
+        composition = composition_from_wire(wire)
+        items = tuple(
+            i if isinstance(i, Computed) else Reused((i.unit, variant), i.start, i.end)
+            for i in composition.items
+        )
+        composition = Composition(items)
+        named: list[UnitKey] = []
+        try:
+            for key in composition.unit_keys:
+                self.store.name(key, texts)
+                named.append(key)
+            return self._seated(request, composition)
+        except (KeyError, ValueError):
+            for key in named:
+                self.store.unname(key)
+            raise
+
+    def _seated(
+        self, request: Request, composition: Composition, encodes: UnitKey | None = None
+    ) -> ComposedRequest:
+        units = {key: self.store.units[key].geometry for key in composition.unit_keys}
+        seats = take_seats(composition, units, self.store.block_size)
+        compat.reorder_prompt(request, composition.cached_first(list(request.prompt_token_ids or ())))
+        return ComposedRequest(
+            request,
+            composition,
+            seats,
+            encodes,
+            num_encoded_units=len(self.store.missing(composition)),
+        )
+
+    def _admit(self, request: Request, composed: ComposedRequest) -> None:
+        self.composed[request.request_id] = composed
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        kv_params, ec_params = super()._free_request(request, *args, **kwargs)
+        composed = self.composed.pop(request.request_id, None)
+        if composed is None:
+            return kv_params, ec_params
+        encodes = composed.encodes
+        if encodes is not None:
+            if self.store.units[encodes].residency is Residency.ENCODING:
+                self.store.interrupt_encoding(encodes, given_up=True)
+            self.store.unname(encodes)
+        keys = composed.composition.unit_keys
+        for key in keys:
+            self.store.unname(key)
+        seats = composed.seats
+        report = {
+            "modules_resident": len(keys) - composed.num_encoded_units,
+            "modules_encoded": composed.num_encoded_units,
+            "tokens_reused": seats.num_cached_tokens,
+            "tokens_new": seats.num_prompt_tokens - seats.num_cached_tokens,
+        }
+        return {**(kv_params or {}), EXTRA_ARG: report}, ec_params
+
+    # -- encoding --------------------------------------------------------------------------------
+
+    def _encode_missing(self, waiting: Iterable[ComposedRequest]) -> None:
+        """Queue one encoding request for each unit that waiting requests need and nobody encodes."""
+        queued: list[Request] = []
+        for composed in waiting:
+            for key in self.store.missing(composed.composition):
+                self._encode(key, composed.request, queued)
+        for request in reversed(queued):
+            self.waiting.prepend_request(request)
+
+    def _encode(self, key: UnitKey, asker: Request | None, queued: list[Request]) -> None:
+        unit = self.store.units[key]
+        if unit.residency is not Residency.ABSENT:
+            return
+        for context in unit.text.context:
+            self._encode(context, asker, queued)
+        self.store.begin_encoding(key)
+        request = self._encoding_request(unit, asker)
+        self.requests[request.request_id] = request
+        queued.append(request)
+
+    def _encoding_request(self, unit: StoredUnit, asker: Request | None) -> Request:
+        context = {key: self.store.units[key].text for key in unit.text.context}
+        composition, token_ids = compose_encoding(unit.text, context)
+        request = Request(
+            request_id=f"{ENCODING_ID}{next(self._encoding_ids)}",
+            prompt_token_ids=token_ids,
+            sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
+            pooling_params=None,
+            client_index=asker.client_index if asker is not None else 0,
+            arrival_time=asker.arrival_time if asker is not None else None,
+            lora_request=asker.lora_request if asker is not None else None,
+            priority=compat.FIRST_PRIORITY,
+        )
+        self.store.name(unit.key, {})
+        for key in composition.unit_keys:
+            self.store.name(key, {})
+        self._admit(request, self._seated(request, composition, unit.key))
+        return request
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Schedule a step and tell the workers who was seated in it."""
+        if self.composed:
+            self._encode_missing([c for c in self.composed.values() if not c.seated])
+        output = super().schedule(*args, **kwargs)
+        if not self.composed and not self.store.dropped:
+            return output
+        message = StepMessage(self._take_seatings(), self.store.take_dropped())
+        if message:
+            compat.attach_message(output, message)
+        for request_id in output.num_scheduled_tokens:
+            if request_id.startswith(ENCODING_ID):
+                self._finish_if_scheduled(self.requests[request_id])
+        return output
+
+    def _finish_if_scheduled(self, request: Request) -> None:
+        key = self.composed[request.request_id].encodes
+        assert key is not None
+        scheduled = request.num_computed_tokens >= request.num_prompt_tokens
+        if scheduled and self.store.units[key].residency is Residency.ENCODING:
+            self.store.finish_encoding(key)
+
+    def _take_seatings(self) -> dict[str, Seating]:
+        seated, self.kv_cache_manager.newly_seated = self.kv_cache_manager.newly_seated, []
+        return {request_id: self._seating(self.composed[request_id]) for request_id in seated}
+
+    def _seating(self, composed: ComposedRequest) -> Seating:
+        if composed.encodes is None:
+            return Seating(composed.seats)
+        unit = self.store.units[composed.encodes]
+        slots = compat.physical_slots(unit.geometry.slots, unit.blocks, self.store.block_size)
+        capture = Capture(unit.key, slots, unit.geometry.rows, unit.geometry.num_rows)
+        return Seating(composed.seats, capture)
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        composed = self.composed.get(request.request_id)
+        if composed is not None and self.store.missing(composed.composition):
+            return False
+        return super()._handle_blocked_waiting_request(request)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """As vLLM's, without the outputs of encoding requests, which nobody asked for."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if any(i.startswith(ENCODING_ID) for i in scheduler_output.num_scheduled_tokens):
+            for per_client in outputs.values():
+                per_client.outputs = [
+                    o for o in per_client.outputs if not o.request_id.startswith(ENCODING_ID)
+                ]
+        return outputs
+
+    # -- the front end's calls -------------------------------------------------------------------
+
+    def prompt_cache(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
+        ``stats`` or ``check``. Plain types in and out."""
+        handlers = {
+            "define": self._define,
+            "forget": self._forget,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "warm": self._warm,
+            "status": self._status,
+            "stats": self._stats,
+            "check": self._check,
+        }
+        return handlers[operation](payload)
+
+    def _define(self, payload: dict[str, Any]) -> dict[str, Any]:
+        texts = texts_from_wire(payload["texts"])
+        self.catalog.define(texts)
+        for key in [k for k in self.store.units if k[0] in texts]:  # type: ignore[index]
+            self.store.revive(key)
+        return {}
+
+    def _forget(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Withdraw a schema's units; their blocks are freed when the last request using them ends."""
+        self.catalog.forget(payload["units"])
+        gone = {digest for digest in payload["units"] if digest not in self.catalog}
+        for key in [k for k in self.store.units if k[0] in gone]:  # type: ignore[index]
+            if key in self.store.units:  # not gone already with a unit that it was context of
+                self.store.retire(key)
+        return {}
+
+    def _pin(self, payload: dict[str, Any]) -> dict[str, Any]:
+        keys = self._known_keys(payload["units"])
+        pinned = self.store.pin(keys)
+        if pinned:
+            self._start(keys)
+        for key in keys:
+            self.store.unname(key)
+        return {"pinned": pinned, **self._stats({})}
+
+    def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
+        self.store.unpin(k for d in payload["units"] if (k := (d, NO_VARIANT)) in self.store.units)
+        return self._stats({})
+
+    def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
+        keys = self._known_keys(payload["units"])
+        self._start(keys)
+        for key in keys:
+            self.store.unname(key)
+        return self._stats({})
+
+    def _known_keys(self, digests: list[str]) -> list[UnitKey]:
+        texts = self.catalog.keyed(digests, {}, NO_VARIANT)
+        keys: list[UnitKey] = [(digest, NO_VARIANT) for digest in digests]
+        for key in keys:
+            self.store.name(key, texts)
+        return keys
+
+    def _start(self, keys: Iterable[UnitKey]) -> None:
+        queued: list[Request] = []
+        for key in keys:
+            self._encode(key, None, queued)
+        for request in reversed(queued):
+            self.waiting.prepend_request(request)
+
+    def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
+        units = []
+        for digest in payload["units"]:
+            unit = self.store.units.get((digest, NO_VARIANT))
+            residency = unit.residency if unit is not None else Residency.ABSENT
+            units.append(
+                {
+                    "residency": residency.value,
+                    "pinned": unit is not None and unit.pinned,
+                    "blocks": len(unit.blocks) if unit is not None else 0,
+                    "users": unit.users if unit is not None else 0,
+                }
+            )
+        return {"units": units}
+
+    def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
+        return self.store.stats()
+
+    def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
+        self.kv_cache_manager.check_integrity()
+        return self._stats({})
+
+
+NO_VARIANT: tuple[Any, ...] = ()
+
+
+def variant_of(request: Request) -> tuple[Any, ...]:
+    """What separates states of the same text: the LoRA adapter and the tenant (``cache_salt``)."""
+    adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
+    if not adapter and request.cache_salt is None:
+        return NO_VARIANT
+    return (adapter, request.cache_salt)
+
+
+class PromptCacheScheduler(PromptCacheScheduling, Scheduler):
+    """vLLM's scheduler with modular reuse."""
+
+
+class PromptCacheAsyncScheduler(PromptCacheScheduling, AsyncScheduler):
+    """vLLM's asynchronous scheduler with modular reuse."""

@@ -1,0 +1,23 @@
+"""The workers: vLLM's, with the prompt cache's model runner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker import gpu_model_runner, gpu_worker
+
+from vllm_promptcache import compat
+from vllm_promptcache.engine.model_runner import PromptCacheRunner
+
+
+class PromptCacheGPUModelRunner(PromptCacheRunner, gpu_model_runner.GPUModelRunner):
+    """vLLM's V1 GPU model runner with composed requests."""
+
+
+class PromptCacheGPUWorker(gpu_worker.Worker):
+    """vLLM's GPU worker with composed requests."""
+
+    def _make_model_runner(self) -> Any:
+        base = gpu_model_runner.GPUModelRunner
+        with compat.model_runner_class(PromptCacheGPUModelRunner, base, gpu_model_runner):
+            return super()._make_model_runner()
