@@ -19,21 +19,22 @@ BACKEND ?= cpu
 TESTS ?= tests
 BIN := .venv/bin
 STAMP := .venv/.installed-$(BACKEND)
-CODE := vllm_promptcache tests benchmarks tools setup.py
+CODE := $(wildcard vllm_promptcache tests benchmarks tools setup.py)
 ENGINE_TESTS := tests/engine tests/server
-# In a clone that has no benchmarks yet, and so on, ruff must not be handed a missing path.
-CODE := $(wildcard $(CODE))
 
 .PHONY: help demo test check format bench install clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' Makefile
 
 install: $(STAMP)
 
 # Quick when nothing changed: make compares the stamp with the files that name the dependencies.
 $(STAMP): setup.py pyproject.toml tools/install.py
+	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then \
+	  echo "vLLM for another backend than $(BACKEND) is in .venv, and only one fits: make clean first" >&2; exit 1; \
+	fi
 	@python="$(PYTHON)"; \
 	for candidate in $$python python3.11 python3 python3.12 python3.13 python; do \
 	  [ -z "$$found" ] || break; \

