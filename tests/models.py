@@ -43,9 +43,10 @@ def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> Path:
     """A folder with a random model of any decoder architecture that Transformers knows by `model_type`.
 
     It has the embedded model's tokenizer and chat template, float32 weights (25 MB), and is kept in the
-    cache folder under a name that depends on everything that was asked for.
+    cache folder under a name that depends on everything that was asked for. A change to None leaves a
+    setting to the architecture.
     """
-    config = TINY_CONFIG | changes
+    config = {key: value for key, value in (TINY_CONFIG | changes).items() if value is not None}
     key = json.dumps([FORMAT_NUMBER, model_type, seed, config], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
 
