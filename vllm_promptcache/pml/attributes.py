@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.pml.reader import Element
@@ -43,6 +44,10 @@ class Attributes:
             name = ALIASES.get(written, written)
             if name not in allowed:
                 self._issue(unknown("attribute", written, allowed), written)
+                # Read as what was meant, so that one mistake does not make another.
+                for near in get_close_matches(written[:64], allowed, n=1):
+                    self._values.setdefault(near, value)
+                    self._written.setdefault(near, written)
             elif name in self._values:
                 self._issue(f"{written!r} and {self._written[name]!r} mean the same", written)
             else:
@@ -53,7 +58,10 @@ class Attributes:
         return self._values.get(name)
 
     def name(self, required: bool = True) -> str | None:
-        """The element's name, or None where it is missing or not allowed."""
+        """The element's name, or None where it is missing.
+
+        One that is not allowed is returned too: what refers to it is no second mistake.
+        """
         name = self._values.get("name")
         if name is None:
             if required:
@@ -61,7 +69,6 @@ class Attributes:
             return None
         if problem := name_problem(name):
             self._issue(problem, "name")
-            return None
         return name
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vllm_promptcache.errors import TOO_LARGE, PMLError
@@ -52,7 +53,7 @@ def read_text_file(folder: Path, src: str, place: Place, limits: Limits) -> Char
     except UnicodeDecodeError:
         raise PMLError([place.issue(f"{src!r} is not UTF-8")]) from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return Characters(Place(source, 0, None, ""), [(text, False)])
+    return Characters(Place(replace(source, label=src), 0, None, ""), [(text, False)])
 
 
 def _inside(folder: Path, src: str) -> Path | None:

@@ -1,9 +1,12 @@
-"""The syntax tree: what a document says, before any tokenizer has seen it."""
+"""The syntax tree: what a document says, before any tokenizer has seen it.
+
+Nodes are equal where they say the same, wherever they stand in a document.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_promptcache.pml.source import Place
 
@@ -13,7 +16,7 @@ class TextNode:
     """A text run that is not empty, its white space already treated."""
 
     text: str
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class ParameterNode:
     default: str | None
     required: bool
     placeholder: str | None
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class ModuleNode:
     name: str
     cache: bool
     children: tuple[SchemaChild, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class UnionNode:
     name: str | None
     scaffold: str | None
     members: tuple[ModuleNode, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class ScaffoldNode:
     """Modules to be encoded together, each as its path of names from the schema."""
 
     modules: tuple[tuple[str, ...], ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class RoleNode:
 
     role: str
     children: tuple[SchemaChild, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode
@@ -76,7 +79,7 @@ class SchemaNode:
     name: str
     encode: str
     children: tuple[SchemaChild, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class MessageNode:
 
     role: str
     texts: tuple[TextNode, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class IncludeNode:
     name: str
     arguments: Mapping[str, str]
     children: tuple[IncludeNode | TextNode, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 PromptChild = IncludeNode | TextNode | MessageNode
@@ -107,7 +110,7 @@ class PromptNode:
 
     schema: str
     children: tuple[PromptChild, ...]
-    place: Place
+    place: Place = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from vllm_promptcache.errors import IssueList, PMLError, quote, unknown
@@ -24,6 +25,7 @@ from vllm_promptcache.pml.space import COMPACT, apply_space
 
 _IN_SCHEMA = ("module", "union", "scaffold", *ROLES)
 _IN_MODULE = ("module", "union", "parameter", "param", *ROLES)
+_ELEMENTS = frozenset({*_IN_SCHEMA, *_IN_MODULE, "schema", "prompt", "pml"})
 
 
 @dataclass(frozen=True)
@@ -67,29 +69,26 @@ class SchemaParser:
         if isinstance(child, Characters):
             text = apply_space(child.parts, around.space)
             return TextNode(text, child.place) if text else None
-        if child.tag not in around.allowed:
-            self._misplaced(child, around, parent)
-            return None
-        if child.tag == "module":
+        tag = child.tag
+        if tag not in around.allowed:
+            self._issues.add(child.place.issue(_misplaced(child, around, parent)))
+            near = [] if tag in _ELEMENTS else get_close_matches(tag[:64], around.allowed, n=1)
+            if not near:
+                return None
+            # Read as what was meant, so that one mistake does not make another.
+            tag = near[0]
+        return self._element(child, tag, around)
+
+    def _element(self, child: Element, tag: str, around: _Surroundings) -> SchemaChild | None:
+        if tag == "module":
             return self._module(child, around)
-        if child.tag == "union":
+        if tag == "union":
             return self._union(child, around)
-        if child.tag == "scaffold":
+        if tag == "scaffold":
             return self._scaffold(child)
-        if child.tag in ROLES:
+        if tag in ROLES:
             return self._role(child, around)
         return self._parameter(child)
-
-    def _misplaced(self, child: Element, around: _Surroundings, parent: Element) -> None:
-        if around.in_role and child.tag in ROLES:
-            what = "roles do not nest in each other"
-        elif child.tag in ("parameter", "param") and parent.tag == "schema":
-            what = "a parameter cannot stand directly under 'schema': put it in a module"
-        elif child.tag in {*_IN_SCHEMA, *_IN_MODULE, "schema", "prompt", "pml"}:
-            what = f"{quote(child.tag)} cannot stand in {quote(parent.tag)}"
-        else:
-            what = unknown("element", child.tag, around.allowed)
-        self._issues.add(child.place.issue(what))
 
     def _module(self, element: Element, around: _Surroundings) -> ModuleNode:
         attributes = Attributes(element, self._issues, ("name", "cache", "src", "space"))
@@ -175,3 +174,13 @@ class SchemaParser:
             elif not all(text.isspace() for text, _ in child.parts):
                 self._issues.add(child.place.issue(f"text cannot stand in {quote(element.tag)}"))
         return elements
+
+
+def _misplaced(child: Element, around: _Surroundings, parent: Element) -> str:
+    if child.tag not in _ELEMENTS:
+        return unknown("element", child.tag, around.allowed)
+    if around.in_role and child.tag in ROLES:
+        return "roles do not nest in each other"
+    if child.tag in ("parameter", "param") and "scaffold" in around.allowed:
+        return "a parameter cannot stand directly under 'schema': put it in a module"
+    return f"{quote(child.tag)} cannot stand in {quote(parent.tag)}"

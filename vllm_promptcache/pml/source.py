@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from vllm_promptcache.errors import PMLIssue
@@ -16,19 +18,27 @@ _NAMED_ELEMENTS = frozenset({"schema", "module", "union", "parameter", "param"})
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A document's UTF-8 bytes and the file or field (`where`) they came from."""
+    """A document's UTF-8 bytes and the file or field (`where`) they came from.
+
+    `label` is what a `NewSegment.source` calls it, where that is not `schema` or `prompt`: a `src` file.
+    """
 
     where: str
-    data: bytes
+    data: bytes = field(repr=False)
+    label: str | None = None
 
     def line(self, offset: int) -> int:
         """The line of a byte offset, from 1."""
-        return self.data.count(b"\n", 0, offset) + 1
+        return bisect_right(self._line_offsets, offset)
 
     def column(self, offset: int) -> int:
         """The column of a byte offset, from 1, in characters."""
-        start = self.data.rfind(b"\n", 0, offset) + 1
+        start = self._line_offsets[self.line(offset) - 1]
         return len(self.data[start:offset].decode("utf-8", "replace").lstrip("\ufeff")) + 1
+
+    @cached_property
+    def _line_offsets(self) -> list[int]:
+        return [0, *(match.end() for match in re.finditer(rb"\n", self.data))]
 
     def skip_space(self, offset: int) -> int:
         """The offset of the first byte from `offset` on that is not white space."""
@@ -77,6 +87,10 @@ class Place(NamedTuple):
     def line(self) -> int:
         """The line it starts on, from 1."""
         return self.source.line(self._exact_offset())
+
+    def label(self, kind: str) -> str:
+        """`kind:LINE`, or the `src` file's name and line: what a `NewSegment.source` says."""
+        return f"{self.source.label or kind}:{self.line}"
 
     def issue(self, what: str) -> PMLIssue:
         """An issue that points here."""

@@ -1,0 +1,173 @@
+"""Building a schema's layout: everything a prompt over it will need, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from vllm_promptcache.errors import IssueList
+from vllm_promptcache.layout.draft import ModuleDraft, ParameterDraft, UnionDraft, draft_schema
+from vllm_promptcache.layout.encoder import TextEncoder, Tokenizer
+from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout, UnionLayout
+from vllm_promptcache.layout.scaffolds import make_scaffolds
+from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.layout.units import make_pieces, make_unit, new_piece
+from vllm_promptcache.plan.plan import NewSegment
+from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.pml.nodes import SchemaNode
+
+DEFAULT_MIN_FREE_TOKENS = 16
+
+
+def build_layout(
+    schema: SchemaNode,
+    tokenizer: Tokenizer | TextEncoder,
+    max_model_len: int,
+    min_free_tokens: int = DEFAULT_MIN_FREE_TOKENS,
+) -> SchemaLayout:
+    """Lays out a schema (PML page, "Positions" and "Encoding").
+
+    Give the same `TextEncoder` for all schemas of a model: it remembers what it found out. Raises
+    PMLError where the schema with `min_free_tokens` does not fit `max_model_len` positions, where a
+    parameter's text is longer than its room, and where the model has no such role.
+    """
+    issues = IssueList()
+    encoder = TextEncoder.of(tokenizer)
+    root = draft_schema(schema, encoder, max_model_len, issues)
+    if root.end + min_free_tokens > max_model_len:
+        what = (
+            f"the schema takes {root.end} positions; with {min_free_tokens} to be left free that is more"
+            f" than the model's {max_model_len}"
+        )
+        issues.add(schema.place.issue(what))
+    issues.raise_if_any()
+    builder = _Builder(schema)
+    builder.module(root, None, ())
+    modules = tuple([builder.modules[index] for index in range(len(builder.modules))])
+    scaffolds = make_scaffolds(schema, root, builder.units, issues)
+    issues.raise_if_any()
+    units = (*builder.units.values(), *(scaffold.unit for scaffold in scaffolds))
+    return SchemaLayout(
+        name=schema.name,
+        encode=schema.encode,
+        digest=_digest(schema, modules, scaffolds),
+        num_positions=root.end,
+        max_model_len=max_model_len,
+        modules=modules,
+        units=units,
+        unit_bits=_unit_bits(units),
+        scaffolds=tuple(scaffolds),
+        encoder=encoder,
+    )
+
+
+class _Builder:
+    """Makes modules' layouts from the schema down, so that contexts are there before what sees them."""
+
+    def __init__(self, schema: SchemaNode) -> None:
+        self._sees_context = schema.encode == "context"
+        self.units: dict[int, Unit] = {}
+        self.modules: dict[int, ModuleLayout] = {}
+
+    def module(
+        self, draft: ModuleDraft, union: UnionLayout | None, context: tuple[Unit, ...]
+    ) -> ModuleLayout:
+        unit = make_unit(draft.path, draft.runs, context) if draft.cache else None
+        if unit is not None:
+            self.units[draft.index] = unit
+            if self._sees_context:
+                context = (*context, unit)
+        kept = [run for run in draft.runs if run.kept]
+        children: dict[str, ModuleLayout] = {}
+        unions = {id(union): _union(union) for union in draft.unions}
+        for child in draft.children:
+            child_union = unions[id(child.union)] if child.union else None
+            layout = self.module(child, child_union, context)
+            children[layout.name] = layout
+            if child_union is not None:
+                members = child_union.members
+                assert isinstance(members, dict)
+                members[layout.name] = layout
+        module = ModuleLayout(
+            index=draft.index,
+            name=draft.node.name,
+            path=draft.path,
+            start=draft.start,
+            end=draft.end,
+            cache=draft.cache,
+            num_tokens=sum(len(run.token_ids) for run in kept),
+            unit=unit,
+            pieces=_pieces(draft, unit),
+            own_end=kept[-1].end if kept else None,
+            children=children,
+            unions={union.name: union for union in unions.values() if union.name is not None},
+            union=union,
+            parameters={p.node.name: _parameter(p) for p in draft.parameters},
+            roles=tuple(draft.roles),
+            source=draft.node.place.label("schema"),
+        )
+        self.modules[draft.index] = module
+        return module
+
+
+def _unit_bits(units: Sequence[Unit]) -> dict[str, int]:
+    place = {unit.id: index for index, unit in enumerate(units)}
+    bits: dict[str, int] = {}
+    for unit in units:
+        bits[unit.id] = 1 << place[unit.id]
+        for seen in unit.context:
+            bits[unit.id] |= 1 << place[seen.id]
+    return bits
+
+
+def _pieces(draft: ModuleDraft, unit: Unit | None) -> tuple[Piece, ...]:
+    if unit is not None:
+        return make_pieces(unit)
+    return tuple(
+        [new_piece(run.token_ids, run.start, run.place.label("schema")) for run in draft.runs if run.kept]
+    )
+
+
+def _union(draft: UnionDraft) -> UnionLayout:
+    return UnionLayout(draft.index, draft.node.name, draft.start, draft.end, {}, draft.node.scaffold)
+
+
+def _parameter(draft: ParameterDraft) -> ParameterLayout:
+    node = draft.node
+    default = None
+    if draft.default:
+        default = new_piece(draft.default, draft.start, node.place.label("schema"))
+    return ParameterLayout(node.name, draft.start, node.length, node.required, default, node.place)
+
+
+def _digest(schema: SchemaNode, modules: Sequence[ModuleLayout], scaffolds: Sequence[ScaffoldLayout]) -> str:
+    structure = {
+        "name": schema.name,
+        "encode": schema.encode,
+        "modules": [_module_structure(module) for module in modules],
+        "scaffolds": [[s.unit.id, s.unit.digest, s.required, s.covered] for s in scaffolds],
+    }
+    return sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
+
+
+def _module_structure(module: ModuleLayout) -> list[Any]:
+    new = [p.segment for p in module.pieces if isinstance(p.segment, NewSegment)]
+    return [
+        module.path,
+        module.start,
+        module.end,
+        module.cache,
+        [module.union.index, module.union.name] if module.union else None,
+        module.unit.digest if module.unit else None,
+        [[segment.token_ids.tolist(), segment.position_ids.tolist()] for segment in new],
+        [_parameter_structure(parameter) for parameter in module.parameters.values()],
+        module.roles,
+    ]
+
+
+def _parameter_structure(parameter: ParameterLayout) -> list[Any]:
+    default = parameter.default.segment if parameter.default else None
+    token_ids = default.token_ids.tolist() if isinstance(default, NewSegment) else None
+    return [parameter.name, parameter.start, parameter.num_positions, parameter.required, token_ids]

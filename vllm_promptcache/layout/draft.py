@@ -1,0 +1,219 @@
+"""From nodes to positions: what stands where, before units are made (PML page, "Positions")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vllm_promptcache.errors import IssueList, quote
+from vllm_promptcache.layout.chat_template import ChatTemplateError
+from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.pml.nodes import (
+    ModuleNode,
+    ParameterNode,
+    RoleNode,
+    SchemaChild,
+    SchemaNode,
+    TextNode,
+    UnionNode,
+)
+from vllm_promptcache.pml.source import Place
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens that stand next to each other, from position `start` on."""
+
+    token_ids: Sequence[int]
+    start: int
+    kept: bool
+    place: Place
+
+    @property
+    def end(self) -> int:
+        """One after the last token's position."""
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class ParameterDraft:
+    """A parameter, where it starts, and its default's tokens."""
+
+    node: ParameterNode
+    start: int
+    default: Sequence[int]
+
+
+@dataclass(frozen=True)
+class UnionDraft:
+    """A union and its span."""
+
+    index: int
+    node: UnionNode
+    start: int
+    end: int
+
+
+# Not frozen: filled while its children are walked.
+@dataclass
+class ModuleDraft:
+    """A module, or the schema, with its own runs and its children's drafts."""
+
+    index: int
+    node: ModuleNode | SchemaNode
+    path: str
+    start: int
+    end: int = 0
+    union: UnionDraft | None = None
+    runs: list[Run] = field(default_factory=list)
+    roles: list[tuple[int, str]] = field(default_factory=list)
+    parameters: list[ParameterDraft] = field(default_factory=list)
+    children: list[ModuleDraft] = field(default_factory=list)
+    unions: list[UnionDraft] = field(default_factory=list)
+
+    @property
+    def cache(self) -> bool:
+        """Whether the module's own text is encoded once and reused."""
+        return not isinstance(self.node, ModuleNode) or self.node.cache
+
+
+def draft_schema(
+    schema: SchemaNode, encoder: TextEncoder, max_model_len: int, issues: IssueList
+) -> ModuleDraft:
+    """Lays out a schema from position 0, depth first in document order.
+
+    Adds an issue for each parameter's text that is too long and each role that can't be rendered.
+    """
+    return _Drafter(encoder, max_model_len, issues).schema(schema)
+
+
+class _Drafter:
+    def __init__(self, encoder: TextEncoder, max_model_len: int, issues: IssueList) -> None:
+        self._encoder = encoder
+        self._max_model_len = max_model_len
+        self._issues = issues
+        self._num_modules = 0
+        self._num_unions = 0
+        # The role of the message before, in document order: templates write what lies between two.
+        self._previous_role: str | None = None
+
+    def schema(self, node: SchemaNode) -> ModuleDraft:
+        draft = ModuleDraft(self._next_index(), node, node.name, 0)
+        position = 0
+        bos = self._bos(node)
+        if bos is not None:
+            position = self._append(draft, [bos], 0, node.place)
+        draft.end = self._children(draft, node.children, position)
+        return draft
+
+    def _bos(self, schema: SchemaNode) -> int | None:
+        bos = self._encoder.bos
+        if bos is None and _has_role(schema.children):
+            try:
+                bos = self._encoder.template_bos
+            except ChatTemplateError:
+                return None  # the role itself gets the issue
+        if bos is None:
+            return None
+        first = next((child for child in schema.children if isinstance(child, TextNode | RoleNode)), None)
+        if isinstance(first, TextNode) and self._encoder.encode(first.text)[:1] == [bos]:
+            return None
+        return bos
+
+    def _next_index(self) -> int:
+        self._num_modules += 1
+        return self._num_modules - 1
+
+    def _children(self, draft: ModuleDraft, children: Sequence[SchemaChild], position: int) -> int:
+        """Lays out children from `position` on; returns the position after them."""
+        for child in children:
+            if isinstance(child, TextNode):
+                position = self._append(draft, self._encoder.encode(child.text), position, child.place)
+            elif isinstance(child, ParameterNode):
+                position = self._parameter(draft, child, position)
+            elif isinstance(child, ModuleNode):
+                position = self._module(draft, child, position, None)
+            elif isinstance(child, UnionNode):
+                position = self._union(draft, child, position)
+            elif isinstance(child, RoleNode):
+                position = self._role(draft, child, position)
+        return position
+
+    def _append(
+        self, draft: ModuleDraft, token_ids: Sequence[int], position: int, place: Place, kept: bool = True
+    ) -> int:
+        if token_ids:
+            draft.runs.append(Run(token_ids, position, kept, place))
+        return position + len(token_ids)
+
+    def _module(self, parent: ModuleDraft, node: ModuleNode, position: int, union: UnionDraft | None) -> int:
+        path = f"{parent.path}/{node.name}"
+        draft = ModuleDraft(self._next_index(), node, path, position, union=union)
+        parent.children.append(draft)
+        draft.end = self._children(draft, node.children, position)
+        return draft.end
+
+    def _union(self, parent: ModuleDraft, node: UnionNode, position: int) -> int:
+        index = self._num_unions
+        self._num_unions += 1
+        previous_role = self._previous_role
+        first = len(parent.children)
+        draft = UnionDraft(index, node, position, position)
+        end = position
+        for member in node.members:
+            self._previous_role = previous_role
+            end = max(end, self._module(parent, member, position, draft))
+        union = UnionDraft(index, node, position, end)
+        for child in parent.children[first:]:
+            child.union = union
+        parent.unions.append(union)
+        return end
+
+    def _parameter(self, draft: ModuleDraft, node: ParameterNode, position: int) -> int:
+        end = position + node.length
+        scaffold = self._parameter_text(node, "scaffold", node.scaffold)
+        default = self._parameter_text(node, "default", node.default or "")
+        draft.parameters.append(ParameterDraft(node, position, default))
+        unknown = self._encoder.unknown
+        if node.placeholder == "unk" and unknown is None:
+            what = 'the model\'s tokenizer has no unknown-token of its own: use placeholder="none"'
+            self._issues.add(node.place.at("placeholder").issue(what))
+        # A schema that is too long is refused, so what lies beyond is not even made.
+        elif unknown is not None and node.placeholder != "none" and end <= self._max_model_len:
+            scaffold = [*scaffold, *[unknown] * (node.length - len(scaffold))]
+        self._append(draft, scaffold[: node.length], position, node.place, kept=False)
+        return end
+
+    def _parameter_text(self, node: ParameterNode, attribute: str, text: str) -> list[int]:
+        token_ids = self._encoder.encode(text)
+        if len(token_ids) > node.length:
+            what = (
+                f"the {attribute} text of parameter {quote(node.name)} has {len(token_ids)} tokens;"
+                f" {node.length} fit"
+            )
+            self._issues.add(node.place.at(attribute).issue(what))
+        return token_ids
+
+    def _role(self, draft: ModuleDraft, node: RoleNode, position: int) -> int:
+        before: Sequence[int] = ()
+        after: Sequence[int] = ()
+        try:
+            before, after = self._encoder.role_tokens(node.role, self._previous_role)
+        except ChatTemplateError as error:
+            self._issues.add(node.place.issue(str(error)))
+        draft.roles.append((position, node.role))
+        position = self._append(draft, before, position, node.place)
+        position = self._children(draft, node.children, position)
+        self._previous_role = node.role
+        return self._append(draft, after, position, node.place)
+
+
+def _has_role(children: Sequence[SchemaChild]) -> bool:
+    for child in children:
+        if isinstance(child, RoleNode):
+            return True
+        if isinstance(child, ModuleNode) and _has_role(child.children):
+            return True
+        if isinstance(child, UnionNode) and any(_has_role(member.children) for member in child.members):
+            return True
+    return False

@@ -1,0 +1,49 @@
+"""A schema's layout: its tokens and positions, worked out once when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_promptcache.errors import UNKNOWN_SCHEMA, PMLError, unknown
+from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.layout.parts import ModuleLayout, ScaffoldLayout
+from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.pml.nodes import PromptNode
+
+
+@dataclass(frozen=True, eq=False)
+class SchemaLayout:
+    """A schema laid out for one tokenizer; immutable and shared by all prompts over it.
+
+    `num_positions` is its length. `modules` lists the schema itself and all modules in document order;
+    an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
+    its context; `unit_bits` gives for a unit's id a bit for it and for each of its context, by their
+    place in `units`. `scaffolds` stand in the order in which they are preferred. `digest` is a hex SHA-256
+    over everything that decides what a prompt becomes.
+    """
+
+    name: str
+    encode: str
+    digest: str
+    num_positions: int
+    max_model_len: int
+    modules: tuple[ModuleLayout, ...]
+    units: tuple[Unit, ...]
+    unit_bits: Mapping[str, int]
+    scaffolds: tuple[ScaffoldLayout, ...]
+    encoder: TextEncoder
+
+    @property
+    def root(self) -> ModuleLayout:
+        """The schema itself, as the module that every prompt includes."""
+        return self.modules[0]
+
+
+def find_layout(prompt: PromptNode, layouts: Mapping[str, SchemaLayout]) -> SchemaLayout:
+    """The layout a prompt asks for. Raises PMLError with status 404 where there is none of that name."""
+    layout = layouts.get(prompt.schema)
+    if layout is None:
+        place = prompt.place.at("schema")
+        raise PMLError([place.issue(unknown("schema", prompt.schema, layouts))], UNKNOWN_SCHEMA)
+    return layout

@@ -1,0 +1,242 @@
+"""A prompt over a layout to a plan (PML page, "Prompt").
+
+On the path of every request: work grows with the modules a prompt includes, never with their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vllm_promptcache.errors import IssueList, quote
+from vllm_promptcache.layout.chat_template import ChatTemplateError
+from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout
+from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.layout.units import new_piece
+from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan, Segment
+from vllm_promptcache.plan.resolve import Included, NewText, Resolution, resolve_prompt
+from vllm_promptcache.plan.track import Track
+from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.pml.nodes import MessageNode, PromptNode, TextNode
+
+# Token IDs and what `NewSegment.source` says of them.
+Tail = Sequence[tuple[Sequence[int], str]]
+
+
+def build_plan(layout: SchemaLayout, prompt: PromptNode, tail: Tail = ()) -> Plan:
+    """The plan of a prompt, followed by the `tail` runs of new tokens.
+
+    Raises PMLError with every mistake: unknown names, what is included twice, arguments and text that
+    do not fit, a prompt that leaves the model no position to generate at, or one without any token.
+    """
+    issues = IssueList()
+    resolution = resolve_prompt(layout, prompt, issues)
+    scaffolds = _choose_scaffolds(layout, resolution.mask)
+    track = Track(_included_pieces(resolution, scaffolds, layout, issues))
+    if resolution.complete:
+        _Writer(layout, resolution, track, issues).write()
+    issues.raise_if_any()
+    for token_ids, source in tail:
+        if len(token_ids):
+            track.put(new_piece(token_ids, track.end, source))
+    if not track.pieces:
+        issues.add(prompt.place.issue("the prompt is empty: nothing that it includes has a token"))
+    elif track.end >= layout.max_model_len:
+        what = f"the prompt ends at position {track.end}; the model has {layout.max_model_len} positions"
+        issues.add(prompt.place.issue(f"{what} and needs one to generate at"))
+    issues.raise_if_any()
+    segments = _end_in_new(track.segments, resolution)
+    return Plan(layout.name, layout.digest, _units(layout, segments), segments)
+
+
+def previous_roles(layout: SchemaLayout, prompt: PromptNode) -> tuple[str, ...]:
+    """The chat roles of a prompt's PML, the schema's included ones first, in order.
+
+    Names that cannot be resolved are passed over.
+    """
+    roles = _schema_roles(resolve_prompt(layout, prompt, IssueList()))
+    return (*roles, *(child.role for child in prompt.children if isinstance(child, MessageNode)))
+
+
+def _schema_roles(resolution: Resolution) -> list[str]:
+    placed = [role for included in resolution.included for role in included.module.roles]
+    return [role for _, role in sorted(placed)]
+
+
+# What is included
+
+
+def _choose_scaffolds(layout: SchemaLayout, mask: int) -> list[ScaffoldLayout]:
+    """The scaffolds that a prompt with these modules uses: in their order, none overlapping another."""
+    chosen: list[ScaffoldLayout] = []
+    taken = 0
+    for scaffold in layout.scaffolds:
+        covered = scaffold.covered & mask
+        if scaffold.required & ~mask == 0 and covered & taken == 0:
+            chosen.append(scaffold)
+            taken |= covered
+    return chosen
+
+
+def _included_pieces(
+    resolution: Resolution, scaffolds: Sequence[ScaffoldLayout], layout: SchemaLayout, issues: IssueList
+) -> list[Piece]:
+    """All pieces of included modules; sets the `end` of each of `resolution.included`."""
+    in_scaffolds = 0
+    pieces: list[Piece] = []
+    for scaffold in scaffolds:
+        in_scaffolds |= scaffold.covered & resolution.mask
+        pieces.extend(_scaffold_pieces(scaffold, resolution.mask))
+    # From the innermost out: a module ends where the last thing included in it ends.
+    for included in reversed(resolution.included):
+        module = included.module
+        end = module.start if module.own_end is None else module.own_end
+        for child in included.children:
+            end = max(end, child.end)
+        for parameter in module.parameters.values():
+            piece = _argument(included, parameter, layout, issues)
+            if piece is not None:
+                pieces.append(piece)
+                end = max(end, piece.end)
+        included.end = end
+        if not in_scaffolds >> module.index & 1:
+            pieces.extend(module.pieces)
+    return pieces
+
+
+def _scaffold_pieces(scaffold: ScaffoldLayout, mask: int) -> Iterable[Piece]:
+    """The scaffold's tokens that belong to included modules, in runs as long as they can be."""
+    merged: list[Piece] = []
+    for module, start, end, segment in scaffold.pieces:
+        if not mask >> module & 1:
+            continue
+        if merged and merged[-1].end == start:
+            last = merged[-1].segment
+            assert isinstance(last, CachedSegment), "a scaffold's pieces are cached"
+            if last.end == segment.start:
+                joined = CachedSegment(scaffold.unit, last.start, segment.end)
+                merged[-1] = Piece(merged[-1].start, end, joined)
+                continue
+        merged.append(Piece(start, end, segment))
+    return merged
+
+
+def _argument(
+    included: Included, parameter: ParameterLayout, layout: SchemaLayout, issues: IssueList
+) -> Piece | None:
+    node = included.node
+    text = None if isinstance(node, PromptNode) else node.arguments.get(parameter.name)
+    if text is None:
+        return parameter.default
+    token_ids = layout.encoder.encode(text)
+    place = node.place.at(parameter.name)
+    if len(token_ids) > parameter.num_positions:
+        what = (
+            f"the argument for parameter {quote(parameter.name)} has {len(token_ids)} tokens;"
+            f" {parameter.num_positions} fit"
+        )
+        issues.add(place.issue(what))
+    token_ids = token_ids[: parameter.num_positions]
+    return new_piece(token_ids, parameter.start, place.label("prompt")) if token_ids else None
+
+
+# New text
+
+
+class _Writer:
+    """Puts a prompt's own text where it belongs."""
+
+    def __init__(self, layout: SchemaLayout, resolution: Resolution, track: Track, issues: IssueList) -> None:
+        self._layout = layout
+        self._resolution = resolution
+        self._track = track
+        self._issues = issues
+        roles = _schema_roles(resolution)
+        self._previous_role = roles[-1] if roles else None
+
+    def write(self) -> None:
+        """Adds all new text to the track, in document order."""
+        for text in self._resolution.texts:
+            if isinstance(text.node, MessageNode):
+                self._message(text.node)
+            else:
+                self._text(text, text.node)
+
+    def _text(self, text: NewText, node: TextNode) -> None:
+        token_ids = self._layout.encoder.encode(node.text)
+        if not token_ids:
+            return
+        if text.num_included_before == len(self._resolution.included):
+            self._append(token_ids, node.place.label("prompt"))
+            return
+        start, end = self._track.room(self._start(text))
+        if end is not None and len(token_ids) > end - start:
+            self._issues.add(node.place.issue(self._no_room(len(token_ids), start, end)))
+            return
+        self._track.put(new_piece(token_ids, start, node.place.label("prompt")))
+
+    def _start(self, text: NewText) -> int:
+        """Where text starts that has a module after it."""
+        if text.before is not None:
+            return text.before.end
+        if text.after is not None:
+            return max(text.parent.module.start, self._track.end_before(text.after.module.start))
+        return text.parent.end
+
+    def _no_room(self, num_tokens: int, start: int, end: int) -> str:
+        modules = {piece.start: i.module for i in self._resolution.included for piece in i.module.pieces}
+        what = f"the text of {quote(modules[end].path)}" if end in modules else "what is included next"
+        return f"the text has {num_tokens} tokens; {end - start} fit before {what}"
+
+    def _append(self, token_ids: Sequence[int], source: str) -> None:
+        if token_ids:
+            self._track.put(new_piece(token_ids, self._track.end, source))
+
+    def _message(self, node: MessageNode) -> None:
+        """A message's words and text, each run on its own, at the end."""
+        try:
+            before, after = self._layout.encoder.role_tokens(node.role, self._previous_role)
+        except ChatTemplateError as error:
+            self._issues.add(node.place.issue(str(error)))
+            return
+        self._previous_role = node.role
+        source = node.place.label("prompt")
+        self._append(before, source)
+        for text in node.texts:
+            self._append(self._layout.encoder.encode(text.text), text.place.label("prompt"))
+        self._append(after, source)
+
+
+# The plan's parts
+
+
+def _end_in_new(segments: tuple[Segment, ...], resolution: Resolution) -> tuple[Segment, ...]:
+    """Makes a last cached token a new one: its logits are what the first generated token comes from."""
+    last = segments[-1]
+    if isinstance(last, NewSegment):
+        return segments
+    index = last.end - 1
+    ids, positions = last.unit.token_ids[index : last.end], last.unit.position_ids[index : last.end]
+    recomputed = NewSegment(ids, positions, _source_of(int(positions[0]), resolution))
+    if index == last.start:
+        return (*segments[:-1], recomputed)
+    return (*segments[:-1], CachedSegment(last.unit, last.start, index), recomputed)
+
+
+def _source_of(position: int, resolution: Resolution) -> str:
+    """Where in the schema the included module stands whose own text ends at a position."""
+    modules: Iterable[ModuleLayout] = (included.module for included in resolution.included)
+    return next(module.source for module in modules if module.own_end == position + 1)
+
+
+def _units(layout: SchemaLayout, segments: Iterable[Segment]) -> tuple[Unit, ...]:
+    """The units that segments name, and those of their contexts, in the layout's order."""
+    bits = 0
+    for segment in segments:
+        if isinstance(segment, CachedSegment):
+            bits |= layout.unit_bits[segment.unit.id]
+    units = []
+    while bits:
+        lowest = bits & -bits
+        units.append(layout.units[lowest.bit_length() - 1])
+        bits ^= lowest
+    return tuple(units)
