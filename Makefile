@@ -67,7 +67,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not engine" $(ENGINE_TESTS:%=--ignore=%) tests
+	$(BIN)/python -m pytest -q -W error -m "not engine" $(ENGINE_TESTS:%=--ignore=%) tests
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
