@@ -115,6 +115,15 @@ def take_seats(
     )
 
 
+def edge_rows_from(seats: Seats, offset: int) -> tuple[EdgeRows, ...]:
+    """The edge rows that stand at or after a stream offset; a range across it is cut."""
+    cut = (
+        EdgeRows(e.unit, e.start + max(offset - e.offset, 0), e.end, max(e.offset, offset))
+        for e in seats.edge_rows
+    )
+    return tuple(e for e in cut if e.start < e.end)
+
+
 def _split(item: Reused, unit: UnitGeometry) -> tuple[SharedBlocks | None, list[tuple[int, int]]]:
     """A reused range as whole blocks, and as ranges of edge rows around them."""
     size = unit.block_size

@@ -19,16 +19,24 @@ from vllm_promptcache.plan.unit import Unit
 EXTRA_ARG = "prompt_cache"
 
 
-def plan_to_wire(plan: Plan, *, with_texts: bool) -> dict[str, Any]:
-    """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units."""
+def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -> dict[str, Any]:
+    """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units.
+
+    The first ``num_history_tokens`` new tokens are earlier turns of a conversation, whose states may be
+    taken from the prefix cache. New segments at consecutive positions become one run.
+    """
     indices = {id(unit): index for index, unit in enumerate(plan.units)}
     items: list[int] = []
     for segment in plan.segments:
         if isinstance(segment, CachedSegment):
             items += (indices[id(segment.unit)], segment.start, segment.end)
+        elif items and items[-3] < 0 and items[-2] + items[-1] == segment.position_ids[0]:
+            items[-1] += segment.num_tokens
         else:
             items += (-1, int(segment.position_ids[0]), segment.num_tokens)
     wire: dict[str, Any] = {"units": [unit.digest for unit in plan.units], "items": items}
+    if num_history_tokens:
+        wire["history"] = num_history_tokens
     if with_texts:
         wire["texts"] = units_to_wire(plan.units)
     return wire

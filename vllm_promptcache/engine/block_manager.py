@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.blocks.composition import UnitKey
@@ -16,8 +17,9 @@ class PromptCacheBlockManager(KVCacheManager):
     """Seats composed requests on modules' blocks; everything else is vLLM's.
 
     A composed request's table is built once, when it is admitted: shared blocks first, referenced as
-    prefix-cache hits are (``BlockPool.touch``), then private blocks from ``allocate_slots``. Its blocks
-    never enter the exact prefix cache.
+    prefix-cache hits are (``BlockPool.touch``), then private blocks from ``allocate_slots``. Private
+    blocks enter the prefix cache under hashes seeded by the composition (``StreamHasher``), shared ones
+    never do.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,7 +41,23 @@ class PromptCacheBlockManager(KVCacheManager):
         composed = self.composed.get(request.request_id)
         if composed is None:
             return super().get_computed_blocks(request)
-        return self.empty_kv_cache_blocks, composed.seats.num_cached_tokens, 0
+        composed.found = self._find_history(request, composed)
+        return self.empty_kv_cache_blocks, composed.num_found_tokens, 0
+
+    def _find_history(self, request: Request, composed: ComposedRequest) -> list[KVCacheBlock]:
+        """The private blocks that an earlier turn of the conversation left in the prefix cache."""
+        found: list[KVCacheBlock] = []
+        if not (self.enable_caching and composed.num_history_tokens):
+            return found
+        seats = composed.seats
+        limit = int(seats.offsets[composed.num_history_tokens]) // seats.block_size
+        first = seats.num_shared_blocks
+        for block_hash in request.block_hashes[first : first + limit]:
+            hit = self.block_pool.get_cached_block(block_hash, [0])
+            if hit is None:
+                break
+            found += hit
+        return found
 
     def allocate_slots(
         self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any
@@ -54,8 +72,14 @@ class PromptCacheBlockManager(KVCacheManager):
                 blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
             else:
                 blocks = self._seat(request, composed, num_new_tokens, kwargs)
-            if blocks is not None or not self.store.reclaim(self._protected_from(request)):
-                return blocks
+            if blocks is not None:
+                break
+            if not self.store.reclaim(self._protected_from(request)):
+                return None
+        if composed is not None:
+            computed = request.num_computed_tokens or composed.num_found_tokens
+            self.cache_blocks(request, min(computed + num_new_tokens, request.num_tokens))
+        return blocks
 
     def _seat(
         self, request: Request, composed: ComposedRequest, num_new_tokens: int, kwargs: dict[str, Any]
@@ -63,18 +87,19 @@ class PromptCacheBlockManager(KVCacheManager):
         """Give a composed request its table, or nothing at all."""
         seats, store = composed.seats, self.store
         manager = self.coordinator.single_type_managers[0]
-        shared = store.shared_blocks(seats.shared)
-        self.block_pool.touch(shared)
-        manager.req_to_blocks[request.request_id].extend(shared)
-        manager.num_cached_block[request.request_id] = len(shared)
+        held = store.shared_blocks(seats.shared) + composed.found
+        self.block_pool.touch(held)
+        manager.req_to_blocks[request.request_id].extend(held)
+        manager.num_cached_block[request.request_id] = len(held)
+        num_tokens = composed.num_found_tokens + num_new_tokens
         if len(seats.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
-            num_new_tokens = request.num_tokens - seats.num_cached_tokens
+            num_tokens = request.num_tokens
         reserved = kwargs.get("reserved_blocks", 0)
         if composed.encodes is not None:
             reserved += store.units[composed.encodes].geometry.num_blocks
         blocks = super().allocate_slots(
             request,
-            seats.num_cached_tokens + num_new_tokens,
+            num_tokens,
             reserved_blocks=reserved,
             delay_cache_blocks=True,
             full_sequence_must_fit=kwargs.get("full_sequence_must_fit", False),
@@ -103,8 +128,9 @@ class PromptCacheBlockManager(KVCacheManager):
             self.store.interrupt_encoding(encodes, given_up=request.is_finished())
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
-        """Composed states never enter the exact prefix cache under plain hashes."""
-        if request.request_id not in self.composed:
+        """Composed states enter the prefix cache under hashes of their own, or not at all."""
+        composed = self.composed.get(request.request_id)
+        if composed is None or (request.block_hashes and composed.is_filled(num_computed_tokens)):
             super().cache_blocks(request, num_computed_tokens)
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey
 from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.engine.stream_hasher import new_tokens_before
 
 
 @dataclass(eq=False)
@@ -16,7 +18,9 @@ class ComposedRequest:
 
     ``encodes`` is the unit whose states it computes, for the scheduler's own encoding requests.
     ``seated`` is true while the request holds its shared blocks. ``num_encoded_units`` counts the units
-    that were not resident when it arrived.
+    that were not resident when it arrived. ``num_history_tokens`` of its new tokens are earlier turns of
+    the conversation, whose states may be found in the prefix cache; ``found`` holds the private blocks
+    that were, at the last look.
     """
 
     request: Request
@@ -25,3 +29,17 @@ class ComposedRequest:
     encodes: UnitKey | None = None
     seated: bool = False
     num_encoded_units: int = 0
+    num_history_tokens: int = 0
+    found: list[KVCacheBlock] = field(default_factory=list)
+
+    @property
+    def num_found_tokens(self) -> int:
+        """Tokens that need no computing when the found blocks enter the table."""
+        offset = len(self.found) * self.seats.block_size
+        return self.seats.num_cached_tokens + new_tokens_before(self.seats, offset)
+
+    def is_filled(self, num_computed_tokens: int) -> bool:
+        """Whether a count of computed tokens says which slots are filled: not while runs in the middle
+        of the stream are still to be computed, as edge rows behind them are counted before them."""
+        middle = int(self.seats.row_starts[-1])
+        return num_computed_tokens >= self.seats.num_cached_tokens + middle

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.composition import UnitKey
-from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.blocks.seats import EdgeRows, Seats
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,13 @@ class Capture:
 
 @dataclass(frozen=True, eq=False)
 class Seating:
-    """A composed request takes its seats, at first or again after a preemption."""
+    """A composed request takes its seats, at first or again after a preemption.
+
+    ``edge_rows`` are those to write: blocks found in the cache hold theirs already.
+    """
 
     seats: Seats
+    edge_rows: tuple[EdgeRows, ...]
     capture: Capture | None = None
 
 

@@ -124,12 +124,12 @@ class PromptCacheRunner:
         ranges: list[EdgeRows] = []
         slots: list[NDArray[np.int64]] = []
         for request_id in seated:
-            seats = self._seated[request_id].seats
-            if not seats.edge_rows:
+            seats, edge_rows = self._seated[request_id].seats, self._seated[request_id].edge_rows
+            if not edge_rows:
                 continue
-            ranges += seats.edge_rows
+            ranges += edge_rows
             offsets = np.concatenate(
-                [np.arange(e.offset, e.offset + e.end - e.start) for e in seats.edge_rows]
+                [np.arange(e.offset, e.offset + e.end - e.start) for e in edge_rows]
             )
             index = self.input_batch.req_id_to_index[request_id]  # type: ignore[attr-defined]
             slots.append(self._slots(index, seats.num_shared_blocks * seats.block_size + offsets))

@@ -24,13 +24,14 @@ from vllm_promptcache.blocks.composition import (
     UnitText,
     compose_encoding,
 )
-from vllm_promptcache.blocks.seats import take_seats
+from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
 from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, texts_from_wire
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
 from vllm_promptcache.engine.module_store import Residency, StoredUnit
+from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
 logger = init_logger(__name__)
@@ -58,6 +59,9 @@ class PromptCacheScheduling:
         self.composed = self.kv_cache_manager.composed
         self.catalog = UnitCatalog()
         self._encoding_ids = itertools.count()
+        self._hash_function = None
+        if self.hash_block_size == self.store.block_size:
+            self._hash_function = compat.block_hash_function(vllm_config)
         compat.install_engine_utility()
 
     # -- requests --------------------------------------------------------------------------------
@@ -94,24 +98,33 @@ class PromptCacheScheduling:
             for key in composition.unit_keys:
                 self.store.name(key, texts)
                 named.append(key)
-            return self._seated(request, composition)
+            return self._seated(request, composition, None, int(wire.get("history", 0)))
         except (KeyError, ValueError):
             for key in named:
                 self.store.unname(key)
             raise
 
     def _seated(
-        self, request: Request, composition: Composition, encodes: UnitKey | None = None
+        self,
+        request: Request,
+        composition: Composition,
+        encodes: UnitKey | None = None,
+        num_history_tokens: int = 0,
     ) -> ComposedRequest:
         units = {key: self.store.units[key].geometry for key in composition.unit_keys}
         seats = take_seats(composition, units, self.store.block_size)
-        compat.reorder_prompt(request, composition.cached_first(list(request.prompt_token_ids or ())))
+        hasher = None
+        if encodes is None and self._hash_function is not None:
+            hasher = StreamHasher(self._hash_function, composition, seats, variant_of(request))
+        token_ids = composition.cached_first(list(request.prompt_token_ids or ()))
+        compat.reorder_prompt(request, token_ids, hasher)
         return ComposedRequest(
             request,
             composition,
             seats,
             encodes,
             num_encoded_units=len(self.store.missing(composition)),
+            num_history_tokens=min(num_history_tokens, len(seats.offsets) - 1),
         )
 
     def _admit(self, request: Request, composed: ComposedRequest) -> None:
@@ -134,8 +147,8 @@ class PromptCacheScheduling:
         report = {
             "modules_resident": len(keys) - composed.num_encoded_units,
             "modules_encoded": composed.num_encoded_units,
-            "tokens_reused": seats.num_cached_tokens,
-            "tokens_new": seats.num_prompt_tokens - seats.num_cached_tokens,
+            "tokens_reused": composed.num_found_tokens,
+            "tokens_new": seats.num_prompt_tokens - composed.num_found_tokens,
         }
         return {**(kv_params or {}), EXTRA_ARG: report}, ec_params
 
@@ -209,12 +222,14 @@ class PromptCacheScheduling:
         return {request_id: self._seating(self.composed[request_id]) for request_id in seated}
 
     def _seating(self, composed: ComposedRequest) -> Seating:
+        offset = len(composed.found) * composed.seats.block_size
+        edge_rows = edge_rows_from(composed.seats, offset)
         if composed.encodes is None:
-            return Seating(composed.seats)
+            return Seating(composed.seats, edge_rows)
         unit = self.store.units[composed.encodes]
         slots = compat.physical_slots(unit.geometry.slots, unit.blocks, self.store.block_size)
         capture = Capture(unit.key, slots, unit.geometry.rows, unit.geometry.num_rows)
-        return Seating(composed.seats, capture)
+        return Seating(composed.seats, edge_rows, capture)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         composed = self.composed.get(request.request_id)
