@@ -48,6 +48,13 @@ class PMLError(ValueError):
         return type(self), (self.issues, self.status)
 
 
+class ChatTemplateError(ValueError):
+    """The model has no chat template, or its template refuses what is asked of it.
+
+    Where a document asks for it, this becomes an issue of a `PMLError`.
+    """
+
+
 class IssueList:
     """Collects issues, so that a document with three mistakes reports three."""
 

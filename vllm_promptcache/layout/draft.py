@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vllm_promptcache.errors import IssueList, quote
-from vllm_promptcache.layout.chat_template import ChatTemplateError
+from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.pml.nodes import (
     ModuleNode,

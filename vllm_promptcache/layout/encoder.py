@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from vllm_promptcache.layout.chat_template import ChatTemplate
+from vllm_promptcache.layout.template_renderer import TemplatedTokenizer
 
 
-class Tokenizer(Protocol):
+class Tokenizer(TemplatedTokenizer, Protocol):
     """What is used of a Hugging Face tokenizer."""
 
     @property
@@ -21,7 +22,6 @@ class Tokenizer(Protocol):
     @property
     def unk_token_id(self) -> Any: ...
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool = True, **kwargs: Any) -> Any: ...
 
 
 class TextEncoder:

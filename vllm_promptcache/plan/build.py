@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vllm_promptcache.errors import IssueList, quote
-from vllm_promptcache.layout.chat_template import ChatTemplateError
+from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
 from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.layout.units import new_piece
