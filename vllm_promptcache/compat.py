@@ -188,9 +188,7 @@ def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> Non
     request.update_block_hashes()
 
 
-def physical_slots(
-    offsets: NDArray[np.int64], blocks: Sequence[Any], block_size: int
-) -> NDArray[np.int64]:
+def physical_slots(offsets: NDArray[np.int64], blocks: Sequence[Any], block_size: int) -> NDArray[np.int64]:
     """Offsets in a sequence of blocks, in slots, as slots of the KV cache; -1 stays -1."""
     if not blocks:
         return offsets

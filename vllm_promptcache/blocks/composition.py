@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +90,7 @@ class UnitText:
         )
 
 
-def compose_encoding(
-    text: UnitText, context: dict[UnitKey, UnitText]
-) -> tuple[Composition, list[int]]:
+def compose_encoding(text: UnitText, context: dict[UnitKey, UnitText]) -> tuple[Composition, list[int]]:
     """The request that encodes a unit: its context reused, its own tokens computed.
 
     Returns the composition and the token IDs of the whole request in position order. Only context
@@ -106,7 +105,7 @@ def compose_encoding(
                 tokens = unit.token_ids[start:end].tolist()
                 items.append((position, Reused(key, int(start), int(end)), tokens))
     bounds = [0, *(np.flatnonzero(np.diff(text.position_ids) != 1) + 1).tolist(), len(text.token_ids)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         position = int(text.position_ids[start])
         items.append((position, Computed(position, end - start), text.token_ids[start:end].tolist()))
     items.sort(key=lambda item: item[0])

@@ -65,9 +65,7 @@ class Seats:
         return int(self.positions[-1]) + 1 - self.num_prompt_tokens
 
 
-def take_seats(
-    composition: Composition, units: Mapping[UnitKey, UnitGeometry], block_size: int
-) -> Seats:
+def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], block_size: int) -> Seats:
     """Seat a composition over units laid out for ``block_size``.
 
     Raises:

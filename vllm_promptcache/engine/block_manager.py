@@ -45,9 +45,10 @@ class PromptCacheBlockManager(KVCacheManager):
         return self.empty_kv_cache_blocks, composed.num_found_tokens, 0
 
     def _find_history(self, request: Request, composed: ComposedRequest) -> list[KVCacheBlock]:
-        """The private blocks that an earlier turn of the conversation left in the prefix cache."""
+        """The private blocks that an earlier request left in the prefix cache, as far as they hold edge
+        rows and earlier turns of the conversation only: what counts as cached does not depend on luck."""
         found: list[KVCacheBlock] = []
-        if not (self.enable_caching and composed.num_history_tokens):
+        if not self.enable_caching:
             return found
         seats = composed.seats
         limit = int(seats.offsets[composed.num_history_tokens]) // seats.block_size

@@ -58,7 +58,9 @@ def refuse_unsupported(vllm_config: Any) -> None:
     reasons = [reason for applies, reason in _reasons(vllm_config) if applies]
     if reasons:
         model = vllm_config.model_config.model
-        raise compat.UnsupportedError(f"--enable-prompt-cache does not work with {model}: {'; '.join(reasons)}")
+        raise compat.UnsupportedError(
+            f"--enable-prompt-cache does not work with {model}: {'; '.join(reasons)}"
+        )
 
 
 def _reasons(vllm_config: Any) -> list[tuple[bool, str]]:

@@ -19,4 +19,4 @@ class PromptCacheCPUWorker(cpu_worker.CPUWorker):
         """As vLLM's, constructing the prompt cache's model runner."""
         base = cpu_worker.CPUModelRunner
         with compat.model_runner_class(PromptCacheCPUModelRunner, base, cpu_worker):
-            super().init_device()
+            super().init_device()  # type: ignore[no-untyped-call]

@@ -128,9 +128,7 @@ class PromptCacheRunner:
             if not edge_rows:
                 continue
             ranges += edge_rows
-            offsets = np.concatenate(
-                [np.arange(e.offset, e.offset + e.end - e.start) for e in edge_rows]
-            )
+            offsets = np.concatenate([np.arange(e.offset, e.offset + e.end - e.start) for e in edge_rows])
             index = self.input_batch.req_id_to_index[request_id]  # type: ignore[attr-defined]
             slots.append(self._slots(index, seats.num_shared_blocks * seats.block_size + offsets))
         if not ranges:
@@ -142,8 +140,9 @@ class PromptCacheRunner:
 
     def _slots(self, index: int, logical: NDArray[np.int64]) -> NDArray[np.int64]:
         table = self.input_batch.block_table[0]  # type: ignore[attr-defined]
-        blocks = table.get_numpy_array()[index, logical // table.block_size].astype(np.int64)
-        return blocks * table.block_size + logical % table.block_size
+        size = int(table.block_size)
+        blocks: NDArray[np.int64] = table.get_numpy_array()[index, logical // size].astype(np.int64)
+        return blocks * size + logical % size
 
     def _plan_captures(
         self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]
@@ -199,12 +198,11 @@ class PromptCacheRunner:
 
     def _present(self, common: Any, rows: Rows) -> Any:
         """The batch's common attention metadata with one row a run instead of one a request."""
-        requests, shared, query_lens, seq_lens, skipped = (
+        requests, shared, seq_lens, skipped = (
             self._on_device(a)
             for a in (
                 rows.requests,
                 rows.shared_blocks,
-                rows.query_lens,
                 rows.seq_lens,
                 rows.all_shared_blocks - rows.shared_blocks,
             )

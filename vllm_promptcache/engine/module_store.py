@@ -5,15 +5,27 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.seats import SharedBlocks
 
 MAX_KNOWN_UNITS = 20_000
+
+NO_VARIANT: tuple[Any, ...] = ()
+
+
+def variant_of(request: Request) -> tuple[Any, ...]:
+    """What separates states of the same text: the LoRA adapter and the tenant (``cache_salt``)."""
+    adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
+    if not adapter and request.cache_salt is None:
+        return NO_VARIANT
+    return (adapter, request.cache_salt)
 
 
 class Residency(enum.Enum):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -21,7 +22,6 @@ from vllm_promptcache.blocks.composition import (
     Computed,
     Reused,
     UnitKey,
-    UnitText,
     compose_encoding,
 )
 from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
@@ -30,7 +30,8 @@ from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
-from vllm_promptcache.engine.module_store import Residency, StoredUnit
+from vllm_promptcache.engine.module_control import ModuleControl
+from vllm_promptcache.engine.module_store import Residency, StoredUnit, variant_of
 from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
@@ -39,7 +40,13 @@ logger = init_logger(__name__)
 ENCODING_ID = "prompt-cache-encoding-"
 
 
-class PromptCacheScheduling:
+if TYPE_CHECKING:
+    Base = Scheduler
+else:
+    Base = object
+
+
+class PromptCacheScheduling(Base):
     """Mixin over vLLM's schedulers.
 
     A unit is encoded by an ordinary request of the scheduler's own, itself composed of the unit's
@@ -49,7 +56,7 @@ class PromptCacheScheduling:
 
     kv_cache_manager: PromptCacheBlockManager
 
-    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         config = PromptCacheConfig.from_vllm_config(vllm_config)
         with compat.kv_cache_manager_class(PromptCacheBlockManager):
             super().__init__(vllm_config, *args, **kwargs)
@@ -58,6 +65,7 @@ class PromptCacheScheduling:
         self.store = self.kv_cache_manager.store
         self.composed = self.kv_cache_manager.composed
         self.catalog = UnitCatalog()
+        self.control = ModuleControl(self.store, self.catalog, self.start_encoding, self.check_integrity)
         self._encoding_ids = itertools.count()
         self._hash_function = None
         if self.hash_block_size == self.store.block_size:
@@ -249,105 +257,21 @@ class PromptCacheScheduling:
                 ]
         return outputs
 
-    # -- the front end's calls -------------------------------------------------------------------
-
     def prompt_cache(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
-        ``stats`` or ``check``. Plain types in and out."""
-        handlers = {
-            "define": self._define,
-            "forget": self._forget,
-            "pin": self._pin,
-            "unpin": self._unpin,
-            "warm": self._warm,
-            "status": self._status,
-            "stats": self._stats,
-            "check": self._check,
-        }
-        return handlers[operation](payload)
+        """One call of the front end; see ``ModuleControl``."""
+        return self.control.call(operation, payload)
 
-    def _define(self, payload: dict[str, Any]) -> dict[str, Any]:
-        texts = texts_from_wire(payload["texts"])
-        self.catalog.define(texts)
-        for key in [k for k in self.store.units if k[0] in texts]:  # type: ignore[index]
-            self.store.revive(key)
-        return {}
+    def check_integrity(self) -> None:
+        """Check block accounting; see ``ModuleStore.check_integrity``."""
+        self.kv_cache_manager.check_integrity()
 
-    def _forget(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """Withdraw a schema's units; their blocks are freed when the last request using them ends."""
-        self.catalog.forget(payload["units"])
-        gone = {digest for digest in payload["units"] if digest not in self.catalog}
-        for key in [k for k in self.store.units if k[0] in gone]:  # type: ignore[index]
-            if key in self.store.units:  # not gone already with a unit that it was context of
-                self.store.retire(key)
-        return {}
-
-    def _pin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        keys = self._known_keys(payload["units"])
-        pinned = self.store.pin(keys)
-        if pinned:
-            self._start(keys)
-        for key in keys:
-            self.store.unname(key)
-        return {"pinned": pinned, **self._stats({})}
-
-    def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        self.store.unpin(k for d in payload["units"] if (k := (d, NO_VARIANT)) in self.store.units)
-        return self._stats({})
-
-    def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
-        keys = self._known_keys(payload["units"])
-        self._start(keys)
-        for key in keys:
-            self.store.unname(key)
-        return self._stats({})
-
-    def _known_keys(self, digests: list[str]) -> list[UnitKey]:
-        texts = self.catalog.keyed(digests, {}, NO_VARIANT)
-        keys: list[UnitKey] = [(digest, NO_VARIANT) for digest in digests]
-        for key in keys:
-            self.store.name(key, texts)
-        return keys
-
-    def _start(self, keys: Iterable[UnitKey]) -> None:
+    def start_encoding(self, keys: Iterable[UnitKey]) -> None:
+        """Queue encoding requests for units that nobody waits for yet."""
         queued: list[Request] = []
         for key in keys:
             self._encode(key, None, queued)
         for request in reversed(queued):
             self.waiting.prepend_request(request)
-
-    def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
-        units = []
-        for digest in payload["units"]:
-            unit = self.store.units.get((digest, NO_VARIANT))
-            residency = unit.residency if unit is not None else Residency.ABSENT
-            units.append(
-                {
-                    "residency": residency.value,
-                    "pinned": unit is not None and unit.pinned,
-                    "blocks": len(unit.blocks) if unit is not None else 0,
-                    "users": unit.users if unit is not None else 0,
-                }
-            )
-        return {"units": units}
-
-    def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return self.store.stats()
-
-    def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
-        self.kv_cache_manager.check_integrity()
-        return self._stats({})
-
-
-NO_VARIANT: tuple[Any, ...] = ()
-
-
-def variant_of(request: Request) -> tuple[Any, ...]:
-    """What separates states of the same text: the LoRA adapter and the tenant (``cache_salt``)."""
-    adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
-    if not adapter and request.cache_salt is None:
-        return NO_VARIANT
-    return (adapter, request.cache_salt)
 
 
 class PromptCacheScheduler(PromptCacheScheduling, Scheduler):

@@ -52,9 +52,7 @@ class StreamHasher:
             low, high = self._new_tokens_before(block * size), self._new_tokens_before((block + 1) * size)
             first = seats.num_cached_tokens
             tokens = request.all_token_ids[first + low : first + high]
-            parent = hash_block_tokens(
-                self._hash_function, parent, tokens, None if block else self._seed
-            )
+            parent = hash_block_tokens(self._hash_function, parent, tokens, None if block else self._seed)
             new.append(parent)
         return new
 

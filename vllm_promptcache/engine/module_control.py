@@ -1,0 +1,110 @@
+"""The front end's calls into the scheduler: define, pin and watch units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.wire import texts_from_wire
+from vllm_promptcache.engine.module_store import NO_VARIANT, ModuleStore, Residency
+from vllm_promptcache.engine.unit_catalog import UnitCatalog
+
+
+class ModuleControl:
+    """Registered schemas' units, as the front end sees them: by digest, without adapter or tenant.
+
+    Calls take and return plain types, which pass between processes. They run between steps.
+    """
+
+    def __init__(
+        self,
+        store: ModuleStore,
+        catalog: UnitCatalog,
+        start_encoding: Callable[[Iterable[UnitKey]], None],
+        check_integrity: Callable[[], None],
+    ):
+        self.store = store
+        self.catalog = catalog
+        self._start_encoding = start_encoding
+        self._check_integrity = check_integrity
+
+    def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
+        ``stats`` or ``check``. Plain types in and out."""
+        handlers = {
+            "define": self._define,
+            "forget": self._forget,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "warm": self._warm,
+            "status": self._status,
+            "stats": self._stats,
+            "check": self._check,
+        }
+        return handlers[operation](payload)
+
+    def _define(self, payload: dict[str, Any]) -> dict[str, Any]:
+        texts = texts_from_wire(payload["texts"])
+        self.catalog.define(texts)
+        for key in [k for k in self.store.units if k[0] in texts]:  # type: ignore[index]
+            self.store.revive(key)
+        return {}
+
+    def _forget(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Withdraw a schema's units; their blocks are freed when the last request using them ends."""
+        self.catalog.forget(payload["units"])
+        gone = {digest for digest in payload["units"] if digest not in self.catalog}
+        for key in [k for k in self.store.units if k[0] in gone]:  # type: ignore[index]
+            if key in self.store.units:  # not gone already with a unit that it was context of
+                self.store.retire(key)
+        return {}
+
+    def _pin(self, payload: dict[str, Any]) -> dict[str, Any]:
+        keys = self._known_keys(payload["units"])
+        pinned = self.store.pin(keys)
+        if pinned:
+            self._start_encoding(keys)
+        for key in keys:
+            self.store.unname(key)
+        return {"pinned": pinned, **self._stats({})}
+
+    def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
+        self.store.unpin(k for d in payload["units"] if (k := (d, NO_VARIANT)) in self.store.units)
+        return self._stats({})
+
+    def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
+        keys = self._known_keys(payload["units"])
+        self._start_encoding(keys)
+        for key in keys:
+            self.store.unname(key)
+        return self._stats({})
+
+    def _known_keys(self, digests: list[str]) -> list[UnitKey]:
+        texts = self.catalog.keyed(digests, {}, NO_VARIANT)
+        keys: list[UnitKey] = [(digest, NO_VARIANT) for digest in digests]
+        for key in keys:
+            self.store.name(key, texts)
+        return keys
+
+    def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
+        units = []
+        for digest in payload["units"]:
+            unit = self.store.units.get((digest, NO_VARIANT))
+            residency = unit.residency if unit is not None else Residency.ABSENT
+            units.append(
+                {
+                    "residency": residency.value,
+                    "pinned": unit is not None and unit.pinned,
+                    "blocks": len(unit.blocks) if unit is not None else 0,
+                    "users": unit.users if unit is not None else 0,
+                }
+            )
+        return {"units": units}
+
+    def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
+        return self.store.stats()
+
+    def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
+        self._check_integrity()
+        return self._stats({})
