@@ -253,6 +253,22 @@ def no_full_graphs(runner: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def room_for_rows(vllm_config: Any) -> Iterator[None]:
+    """Have attention backends size their buffers for one row a token.
+
+    Target: SchedulerConfig.max_num_seqs, which some metadata builders take for the most rows there can
+    be. Why: a composed request can present several rows in a step (patches/: rows).
+    """
+    scheduler = vllm_config.scheduler_config
+    original = scheduler.max_num_seqs
+    scheduler.max_num_seqs = max(original, scheduler.max_num_batched_tokens)
+    try:
+        yield
+    finally:
+        scheduler.max_num_seqs = original
+
+
+@contextlib.contextmanager
 def attention_metadata_seen_through(groups: Sequence[Any], view: Callable[[Any], Any]) -> Iterator[None]:
     """Have attention backends build their metadata from ``view(common metadata)`` meanwhile.
 

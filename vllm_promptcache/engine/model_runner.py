@@ -40,6 +40,15 @@ class PromptCacheRunner:
     tokens. For composed requests the index gives the slot; the position comes from the seats.
     """
 
+    _seated: dict[str, Seating] = {}
+    _rows: Rows | None = None
+    _needs_python = False
+
+    def initialize_metadata_builders(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's; a step can have more rows than requests."""
+        with compat.room_for_rows(self.vllm_config):  # type: ignore[attr-defined]
+            super().initialize_metadata_builders(*args, **kwargs)  # type: ignore[misc]
+
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; then find the layers whose cache updates are captured and injected."""
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
@@ -48,11 +57,9 @@ class PromptCacheRunner:
         layers = [context[name] for name in names]
         self._cache_layers = [x for x in layers if x.kv_sharing_target_layer_name is None]
         self._row_store = RowStore(len(self._cache_layers))
-        self._seated: dict[str, Seating] = {}
+        self._seated = {}
         self._newly_seated: list[str] = []
         self._step = contextlib.ExitStack()
-        self._rows: Rows | None = None
-        self._needs_python = False
 
     # -- before the forward pass -----------------------------------------------------------------
 

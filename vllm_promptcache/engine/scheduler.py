@@ -94,7 +94,9 @@ class PromptCacheScheduling(Base):
 
     def _compose(self, request: Request, wire: Mapping[str, Any]) -> ComposedRequest:
         variant = variant_of(request)
-        texts = self.catalog.keyed(wire["units"], texts_from_wire(wire.get("texts", {})), variant)
+        unknown = [d for d in wire["units"] if (d, variant) not in self.store.units]
+        given = texts_from_wire(wire.get("texts", {})) if unknown else {}
+        texts = self.catalog.keyed(unknown, given, variant)
         composition = composition_from_wire(wire)
         items = tuple(
             i if isinstance(i, Computed) else Reused((i.unit, variant), i.start, i.end)

@@ -39,6 +39,7 @@ def read_element(source: Source, limits: Limits) -> Element:
     if len(source.data) > limits.max_document_bytes:
         found, allowed = len(source.data), limits.max_document_bytes
         raise PMLError([nowhere.issue(f"the document has {found} bytes; {allowed} are allowed")], TOO_LARGE)
+    _require_utf8(source.data, nowhere)
     reader = _Reader(source, limits)
     try:
         reader.parser.Parse(source.data, True)
@@ -47,6 +48,17 @@ def read_element(source: Source, limits: Limits) -> Element:
         what = f"not well-formed XML: {expat.ErrorString(error.code)}"
         raise PMLError([Place(source, offset, reader.innermost, "").issue(what)]) from None
     return reader.root
+
+
+def _require_utf8(data: bytes, nowhere: Place) -> None:
+    """Expat takes the encoding it is given for a proposal: it goes on to recognize UTF-16."""
+    try:
+        data.decode()
+        offset = data.find(b"\0")
+    except UnicodeDecodeError as error:
+        offset = error.start
+    if offset >= 0:
+        raise PMLError([nowhere._replace(offset=offset).issue("the document is not UTF-8 text")])
 
 
 class _Reader:
@@ -59,7 +71,6 @@ class _Reader:
         self._max_depth = limits.max_depth
         self._stack: list[Element] = []
         self._in_cdata = False
-        # A given encoding wins over a declared one, so that no other decoder ever runs.
         parser = self.parser = expat.ParserCreate("UTF-8")
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -112,8 +123,9 @@ class _Reader:
             self._refuse(f"encoding {encoding!r}; only UTF-8 is allowed")
 
     def _doctype(self, name: str, system: str | None, public: str | None, has_subset: int) -> None:
-        self._refuse("a document type declaration (DTD) is not allowed")
+        # Expat calls this after the name; the declaration is what to point at.
+        offset = self._source.data.rfind(b"<!DOCTYPE", 0, self.parser.CurrentByteIndex)
+        self._refuse("a document type declaration (DTD) is not allowed", max(offset, 0))
 
-    def _refuse(self, what: str) -> None:
-        place = Place(self._source, self.parser.CurrentByteIndex, self.innermost, "")
-        raise PMLError([place.issue(what)])
+    def _refuse(self, what: str, offset: int = 0) -> None:
+        raise PMLError([Place(self._source, offset, None, "").issue(what)])

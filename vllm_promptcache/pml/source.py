@@ -73,7 +73,7 @@ class Place(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The elements that enclose it, outermost first, as `schema[travel]/module[miami]`."""
+        """The elements that enclose it, outermost first, as `schema[travel]/module[a]`; `/` for none."""
         steps: list[str] = []
         place: Place | None = self
         while place is not None:
@@ -81,7 +81,9 @@ class Place(NamedTuple):
                 named = place.name is not None and place.tag in _NAMED_ELEMENTS
                 steps.append(f"{place.tag}[{place.name}]" if named else place.tag)
             place = place.parent
-        return "/".join(reversed(steps)) + (f"/@{self.attribute}" if self.attribute else "")
+        if self.attribute:
+            steps.insert(0, f"@{self.attribute}")
+        return "/".join(reversed(steps)) or "/"
 
     @property
     def line(self) -> int:
