@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -31,13 +32,13 @@ class Computed:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Composition:
     """Reused and computed runs in position order; the last one is computed."""
 
     items: tuple[Reused | Computed, ...]
 
-    @property
+    @cached_property
     def unit_keys(self) -> tuple[UnitKey, ...]:
         """The units reused, each once, in the order of their first use."""
         return tuple(dict.fromkeys(i.unit for i in self.items if isinstance(i, Reused)))
