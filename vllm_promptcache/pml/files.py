@@ -29,7 +29,7 @@ def read_source(path: Path, limits: Limits) -> Source:
     except OSError as error:
         raise PMLError([nowhere.issue(f"cannot be read: {error.strerror}")]) from None
     if len(data) > limits.max_document_bytes:
-        what = f"the document is larger than the {limits.max_document_bytes} bytes that are allowed"
+        what = f"is larger than the {limits.max_document_bytes} bytes that are allowed"
         raise PMLError([nowhere.issue(what)], TOO_LARGE)
     return Source(str(path), data)
 
