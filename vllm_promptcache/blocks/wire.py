@@ -68,8 +68,15 @@ def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
 
 
 def composition_from_wire(wire: Mapping[str, Any]) -> Composition:
-    """The composition a request asks for, its units named by digest."""
+    """The composition a request asks for, its units named by digest.
+
+    Raises:
+        LookupError, TypeError, ValueError: the wire is malformed. Its items are not yet checked against
+            the units: see ``check_composition``.
+    """
     units, flat = wire["units"], wire["items"]
+    if not all(type(number) is int for number in flat) or not all(type(unit) is str for unit in units):
+        raise TypeError("a composition's items are integers, its units digests")
     return Composition(
         tuple(
             Reused(units[a], b, c) if a >= 0 else Computed(b, c)

@@ -17,6 +17,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from vllm_promptcache import compat
+from vllm_promptcache.blocks.checks import check_composition, check_text
 from vllm_promptcache.blocks.composition import (
     Composition,
     Computed,
@@ -83,7 +84,7 @@ class PromptCacheScheduling(Base):
             return
         try:
             composed = self._compose(request, wire)
-        except (KeyError, ValueError):
+        except (LookupError, TypeError, ValueError):
             logger.exception("Request %s cannot be composed", request.request_id)
             super().add_request(request)
             self.grammar_compile_error_reqs.add(request.request_id)
@@ -93,9 +94,13 @@ class PromptCacheScheduling(Base):
         self._encode_missing((composed,))
 
     def _compose(self, request: Request, wire: Mapping[str, Any]) -> ComposedRequest:
+        if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
+            raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
         variant = variant_of(request)
         unknown = [d for d in wire["units"] if (d, variant) not in self.store.units]
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
+        for text in given.values():
+            check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
         texts = self.catalog.keyed(unknown, given, variant)
         composition = composition_from_wire(wire)
         items = tuple(
@@ -108,8 +113,17 @@ class PromptCacheScheduling(Base):
             for key in composition.unit_keys:
                 self.store.name(key, texts)
                 named.append(key)
-            return self._seated(request, composition, None, int(wire.get("history", 0)))
-        except (KeyError, ValueError):
+            stored = {key: self.store.units[key] for key in composition.unit_keys}
+            next_position = check_composition(
+                composition,
+                {key: unit.text for key, unit in stored.items()},
+                {key: unit.geometry for key, unit in stored.items()},
+                self.max_model_len,
+            )
+            # Positions run out before tokens do: there generation ends, with reason "length".
+            request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
+            return self._seated(request, composition, None, max(int(wire.get("history", 0)), 0))
+        except (LookupError, TypeError, ValueError):
             for key in named:
                 self.store.unname(key)
             raise
@@ -242,6 +256,8 @@ class PromptCacheScheduling(Base):
         return Seating(composed.seats, edge_rows, capture)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        if request.request_id in self.grammar_compile_error_reqs:
+            return False  # refused: the step's output says so
         composed = self.composed.get(request.request_id)
         if composed is not None and self.store.missing(composed.composition):
             return False
@@ -251,8 +267,9 @@ class PromptCacheScheduling(Base):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """As vLLM's, without the outputs of encoding requests, which nobody asked for."""
+        composed = bool(self.composed)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if any(i.startswith(ENCODING_ID) for i in scheduler_output.num_scheduled_tokens):
+        if composed and any(i.startswith(ENCODING_ID) for i in scheduler_output.num_scheduled_tokens):
             for per_client in outputs.values():
                 per_client.outputs = [
                     o for o in per_client.outputs if not o.request_id.startswith(ENCODING_ID)

@@ -1,0 +1,84 @@
+"""What a request may ask to be composed, and what it may not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.blocks.strategies import World, compositions, worlds
+from vllm_promptcache.blocks.checks import check_composition, check_text
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
+from vllm_promptcache.blocks.geometry import lay_out_unit
+
+
+def check(world: World, composition: Composition, num_positions: int = 100_000) -> int:
+    units = {n: lay_out_unit(u.position_ids, u.kept, world.block_size) for n, u in world.units.items()}
+    return check_composition(composition, world.units, units, num_positions)
+
+
+@given(st.data(), worlds())
+def test_every_composition_of_a_plan_is_fine(data: st.DataObject, world: World) -> None:
+    composition = data.draw(compositions(world))
+    for text in world.units.values():
+        check_text(text, 100_000, 100_000)
+    last = composition.items[-1]
+    assert isinstance(last, Computed)
+    end = last.first_position + last.num_tokens
+    assert check(world, composition, end + 1) == end
+    with pytest.raises(ValueError, match="ends at position"):
+        check(world, composition, end)
+
+
+@given(st.data(), worlds(max_sites=6))
+def test_items_in_another_order_are_refused(data: st.DataObject, world: World) -> None:
+    composition = data.draw(compositions(world))
+    items = list(data.draw(st.permutations(composition.items)))
+    if tuple(items) != composition.items:
+        with pytest.raises(ValueError, match=r"cannot begin|must be computed"):
+            check(world, Composition(tuple(items)))
+
+
+@given(st.data(), worlds(max_units=1), st.integers(-3, 30), st.integers(-3, 30))
+def test_ranges_outside_of_a_piece_are_refused(
+    data: st.DataObject, world: World, start: int, end: int
+) -> None:
+    for name, unit in world.units.items():
+        composition = Composition((Reused(name, start, end), Computed(10_000, 1)))
+        inside = 0 <= start < end <= len(unit.kept)
+        part = slice(start, end)
+        if inside and unit.kept[part].all() and (np.diff(unit.position_ids[part]) == 1).all():
+            assert check(world, composition) == 10_001
+        else:
+            with pytest.raises(ValueError, match="not within one piece"):
+                check(world, composition)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_ids": np.arange(3)}, "3 tokens, 4 positions"),
+        ({"kept": np.ones(5, bool)}, "5 kept"),
+        ({"token_ids": np.array([1, 2, 3, 50])}, "not among 50"),
+        ({"token_ids": np.array([1, 2, -3, 4])}, "not among 50"),
+        ({"position_ids": np.array([0, 1, 1, 2])}, "do not increase"),
+        ({"position_ids": np.array([-1, 1, 2, 3])}, "do not increase"),
+        ({"position_ids": np.array([0, 1, 2, 99])}, None),
+        ({"position_ids": np.array([0, 1, 2, 100])}, "do not increase"),
+    ],
+)
+def test_texts(changes: dict[str, Any], message: str | None) -> None:
+    fine: dict[str, Any] = {"token_ids": np.arange(4), "position_ids": np.arange(4), "kept": np.ones(4, bool)}
+    text = UnitText(**(fine | changes), context=())
+    if message is None:
+        check_text(text, 100, 50)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_text(text, 100, 50)
+
+
+def test_an_empty_text_is_refused() -> None:
+    empty = np.empty(0, np.int64)
+    with pytest.raises(ValueError, match="0 tokens"):
+        check_text(UnitText(empty, empty, np.empty(0, bool), ()), 100, 50)
