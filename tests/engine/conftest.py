@@ -1,0 +1,52 @@
+"""Engines for tests; every test ends with a check that no block is lost."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.oracle import Oracle
+from tests.engine.support import Engine, open_engines, serving
+from vllm_promptcache.engine.module_store import Residency
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Oracle:
+    return Oracle()
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tiny_model: Path) -> Iterator[Engine]:
+    """One engine with the tiny model and plenty of blocks for all tests of a file."""
+    with serving(tiny_model) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Engine:
+    """The file's shared engine with nothing resident."""
+    shared_engine.forget_everything()
+    return shared_engine
+
+
+@pytest.fixture(autouse=True)
+def no_block_is_lost() -> Iterator[None]:
+    """Whatever a test did: free + modules + in use + null = total, also once everything is over."""
+    yield
+    for engine in open_engines:
+        engine.check()
+        engine.finish_or_abort()
+        engine.check()
+        if engine.has_prompt_cache:
+            _nobody_holds_anything(engine)
+
+
+def _nobody_holds_anything(engine: Engine) -> None:
+    """Only modules hold blocks; units are known for their states, a pin, or a unit in their context."""
+    stats = engine.store.stats()
+    assert stats["blocks_free"] + stats["blocks_modules"] == stats["blocks_total"]
+    units = list(engine.store.units.values())
+    for unit in units:
+        assert not unit.users
+        assert unit.names == sum(unit.key in other.text.context for other in units)
+        assert unit.names or unit.pinned or unit.residency is Residency.RESIDENT
