@@ -40,6 +40,12 @@ class Chunk:
     scheduled: int
     seats: Seats | None
 
+    @property
+    def has_middle_rows(self) -> bool:
+        """Whether tokens of rows before the request's last one are among those scheduled."""
+        seats = self.seats
+        return seats is not None and self.computed - seats.num_cached_tokens < seats.row_starts[-1]
+
 
 def positions_of(chunk: Chunk) -> NDArray[np.int64]:
     """The positions of a composed request's scheduled tokens; int64, ``(scheduled,)``."""
@@ -73,21 +79,16 @@ def moved_tokens(chunk: Chunk) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def split_rows(chunks: Sequence[Chunk]) -> Rows | None:
     """The rows of a step, or None when each request is one ordinary row."""
-    if not any(_has_middle(chunk) for chunk in chunks):
+    if not any(chunk.has_middle_rows for chunk in chunks):
         return None
     parts: list[tuple[int, int, int, int, int]] = []
     for request, chunk in enumerate(chunks):
-        if not _has_middle(chunk):
+        if not chunk.has_middle_rows:
             parts.append((request, chunk.scheduled, chunk.computed + chunk.scheduled, 0, 0))
             continue
         assert chunk.seats is not None
         parts += [(request, *row) for row in _split_chunk(chunk, chunk.seats)]
     return Rows(*np.array(parts, np.int64).T)
-
-
-def _has_middle(chunk: Chunk) -> bool:
-    seats = chunk.seats
-    return seats is not None and chunk.computed - seats.num_cached_tokens < seats.row_starts[-1]
 
 
 def _split_chunk(chunk: Chunk, seats: Seats) -> list[tuple[int, int, int, int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class Seats:
     row_starts: NDArray[np.int64]
     row_shared_blocks: NDArray[np.int64]
 
-    @property
+    @cached_property
     def position_shift(self) -> int:
         """What to add to a generated token's index to have its position."""
         return int(self.positions[-1]) + 1 - self.num_prompt_tokens

@@ -40,9 +40,13 @@ class PromptCacheRunner:
     tokens. For composed requests the index gives the slot; the position comes from the seats.
     """
 
-    _seated: dict[str, Seating] = {}
-    _rows: Rows | None = None
-    _needs_python = False
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._seated: dict[str, Seating] = {}
+        self._newly_seated: list[str] = []
+        self._step = contextlib.ExitStack()
+        self._rows: Rows | None = None
+        self._needs_python = False
+        super().__init__(*args, **kwargs)
 
     def initialize_metadata_builders(self, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; a step can have more rows than requests."""
@@ -57,9 +61,6 @@ class PromptCacheRunner:
         layers = [context[name] for name in names]
         self._cache_layers = [x for x in layers if x.kv_sharing_target_layer_name is None]
         self._row_store = RowStore(len(self._cache_layers))
-        self._seated = {}
-        self._newly_seated: list[str] = []
-        self._step = contextlib.ExitStack()
 
     # -- before the forward pass -----------------------------------------------------------------
 
@@ -86,40 +87,62 @@ class PromptCacheRunner:
     def _compose_step(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
         """Correct a step's positions and slots, write edge rows, plan captures and rows."""
         batch = self.input_batch  # type: ignore[attr-defined]
-        chunks: list[Chunk] = []
-        composed: list[int] = []
+        computed_tokens = batch.num_computed_tokens_cpu
+        decoding: list[tuple[int, int]] = []
+        prefilling: list[int] = []
         for index, request_id in enumerate(batch.req_ids):
             seating = self._seated.get(request_id)
-            seats = seating.seats if seating is not None else None
-            computed, scheduled = batch.num_computed_tokens_cpu[index], num_scheduled_tokens[index]
-            chunks.append(Chunk(int(computed), int(scheduled), seats))
-            if seats is not None:
-                composed.append(index)
-        if not composed:
+            if seating is None:
+                continue
+            computed, seats = int(computed_tokens[index]), seating.seats
+            if computed >= seats.num_prompt_tokens and num_scheduled_tokens[index] == 1:
+                decoding.append((index, computed + seats.position_shift))
+            else:
+                prefilling.append(index)
+        if not (decoding or prefilling):
             return
         starts = np.concatenate(([0], np.cumsum(num_scheduled_tokens)))
-        self._set_positions(chunks, composed, starts)
-        self._rows = split_rows(chunks)
-        if self._rows is not None:
-            self._move_slots(chunks, composed, starts)
+        tokens = [starts[[index for index, _ in decoding]]]
+        positions = [np.array([position for _, position in decoding], np.int64)]
+        chunks: dict[int, Chunk] = {}
+        for index in prefilling:
+            seats = self._seated[batch.req_ids[index]].seats
+            chunks[index] = Chunk(int(computed_tokens[index]), int(num_scheduled_tokens[index]), seats)
+            tokens.append(np.arange(starts[index], starts[index + 1]))
+            positions.append(positions_of(chunks[index]))
+        where = self._on_device(np.concatenate(tokens))
+        self.positions[where] = self._on_device(np.concatenate(positions))  # type: ignore[attr-defined]
+        if prefilling:
+            self._compose_prefills(chunks, num_scheduled_tokens, starts)
+
+    def _compose_prefills(
+        self,
+        chunks: dict[int, Chunk],
+        num_scheduled_tokens: NDArray[np.int32],
+        starts: NDArray[np.int64],
+    ) -> None:
+        if any(chunk.has_middle_rows for chunk in chunks.values()):
+            computed = self.input_batch.num_computed_tokens_cpu  # type: ignore[attr-defined]
+            self._rows = split_rows(
+                [
+                    chunks.get(index) or Chunk(int(computed[index]), int(scheduled), None)
+                    for index, scheduled in enumerate(num_scheduled_tokens)
+                ]
+            )
+            self._move_slots(chunks, starts)
         if self._newly_seated:
             self._inject_edge_rows()
-        captures = self._plan_captures(chunks, composed, starts)
+        captures = self._plan_captures(chunks, starts)
         if captures:
             observed = compat.cache_updates_observed(self._cache_layers, self._observer(captures))
             self._step.enter_context(observed)
         self._needs_python = bool(captures) or self._rows is not None
 
-    def _set_positions(self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]) -> None:
-        tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in composed])
-        positions = np.concatenate([positions_of(chunks[i]) for i in composed])
-        self.positions[self._on_device(tokens)] = self._on_device(positions)  # type: ignore[attr-defined]
-
-    def _move_slots(self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]) -> None:
+    def _move_slots(self, chunks: dict[int, Chunk], starts: NDArray[np.int64]) -> None:
         tokens: list[NDArray[np.int64]] = []
         slots: list[NDArray[np.int64]] = []
-        for index in composed:
-            moved, logical = moved_tokens(chunks[index])
+        for index, chunk in chunks.items():
+            moved, logical = moved_tokens(chunk)
             tokens.append(moved + starts[index])
             slots.append(self._slots(index, logical))
         mapping = self.input_batch.block_table[0].slot_mapping.gpu  # type: ignore[attr-defined]
@@ -151,13 +174,11 @@ class PromptCacheRunner:
         blocks: NDArray[np.int64] = table.get_numpy_array()[index, logical // size].astype(np.int64)
         return blocks * size + logical % size
 
-    def _plan_captures(
-        self, chunks: list[Chunk], composed: list[int], starts: NDArray[np.int64]
-    ) -> list[Capturing]:
+    def _plan_captures(self, chunks: dict[int, Chunk], starts: NDArray[np.int64]) -> list[Capturing]:
         captures: list[Capturing] = []
-        for index in composed:
+        for index, chunk in chunks.items():
             request_id = self.input_batch.req_ids[index]  # type: ignore[attr-defined]
-            capture, chunk = self._seated[request_id].capture, chunks[index]
+            capture = self._seated[request_id].capture
             if capture is None or chunk.seats is None:
                 continue
             first = chunk.computed - chunk.seats.num_cached_tokens
