@@ -14,7 +14,7 @@ import numpy as np
 
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
 from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
-from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.plan.unit import Unit, digest_of
 
 EXTRA_ARG = "prompt_cache"
 
@@ -57,7 +57,9 @@ def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
     """Units by digest, with the units of their contexts, contexts first."""
     texts: dict[str, list[Any]] = {}
     for unit in units:
-        texts.update(units_to_wire(unit.context))
+        if unit.digest in texts:
+            continue
+        texts.update(units_to_wire(c for c in unit.context if c.digest not in texts))
         texts[unit.digest] = [
             np.ascontiguousarray(unit.token_ids, np.int64).tobytes(),
             np.ascontiguousarray(unit.position_ids, np.int64).tobytes(),
@@ -86,13 +88,21 @@ def composition_from_wire(wire: Mapping[str, Any]) -> Composition:
 
 
 def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:
-    """Unit texts by digest."""
-    return {
-        digest: UnitText(
+    """Unit texts by digest.
+
+    Raises:
+        ValueError: a text does not have the digest it comes under. States are kept by digest, so one
+            that lied would answer later requests with another text.
+    """
+    found: dict[str, UnitText] = {}
+    for digest, (tokens, positions, kept, context) in texts.items():
+        text = UnitText(
             np.frombuffer(tokens, np.int64),
             np.frombuffer(positions, np.int64),
             np.frombuffer(kept, bool),
             tuple(context),
         )
-        for digest, (tokens, positions, kept, context) in texts.items()
-    }
+        if digest_of(text.token_ids, text.position_ids, text.kept, context) != digest:
+            raise ValueError(f"a unit's text does not have the digest {digest}")
+        found[digest] = text
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from operator import attrgetter
 
@@ -20,6 +20,7 @@ class Track:
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         self.pieces = sorted(pieces, key=_start)
+        self._text_ends: dict[int, int] = {}
 
     @property
     def end(self) -> int:
@@ -37,14 +38,20 @@ class Track:
         return self.pieces[index - 1].end if index else 0
 
     def room(self, position: int) -> tuple[int, int | None]:
-        """The free positions `[start, end)` at or after `position`; `end` None where there is no end.
+        """The free positions `[start, end)` from `position` on; `end` None where there is no end.
 
-        Text put at the same place before is gone past; nothing else is.
+        Text put there before is gone past; anything else leaves no room.
         """
-        index = bisect_right(self.pieces, position, key=_start)
-        start = max(position, self.pieces[index - 1].end) if index else position
-        return start, self.pieces[index].start if index < len(self.pieces) else None
+        index = bisect_left(self.pieces, position, key=_start)
+        if index:
+            # Text that ran on over a module that has no tokens.
+            position = max(position, self.pieces[index - 1].end)
+        while position in self._text_ends:
+            position = self._text_ends[position]
+        index = bisect_left(self.pieces, position, key=_start)
+        return position, self.pieces[index].start if index < len(self.pieces) else None
 
     def put(self, piece: Piece) -> None:
-        """Adds a piece where there is room."""
+        """Adds a piece of new text where there is room."""
+        self._text_ends[piece.start] = piece.end
         insort(self.pieces, piece, key=_start)

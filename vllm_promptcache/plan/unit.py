@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -37,11 +38,22 @@ class Unit:
 
         The model, its revision and data types, LoRA and tenant are the engine's to add.
         """
-        h = sha256()
-        for array in (self.token_ids, self.position_ids, self.kept):
-            data = np.ascontiguousarray(array).tobytes()
-            h.update(len(data).to_bytes(8, "little"))
-            h.update(data)
-        for unit in self.context:
-            h.update(bytes.fromhex(unit.digest))
-        return h.hexdigest()
+        context = [unit.digest for unit in self.context]
+        return digest_of(self.token_ids, self.position_ids, self.kept, context)
+
+
+def digest_of(
+    token_ids: NDArray[np.int64],
+    position_ids: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    context: Iterable[str],
+) -> str:
+    """The digest of a unit with these ``(tokens,)`` arrays in the context of units with these digests."""
+    h = sha256()
+    for array, dtype in ((token_ids, np.int64), (position_ids, np.int64), (kept, np.bool_)):
+        data = np.ascontiguousarray(array, dtype).tobytes()
+        h.update(len(data).to_bytes(8, "little"))
+        h.update(data)
+    for digest in context:
+        h.update(bytes.fromhex(digest))
+    return h.hexdigest()
