@@ -77,7 +77,7 @@ def _texts(draw: st.DrawFn, names: list[str], sites: list[Site]) -> dict[str, Un
 def compositions(draw: st.DrawFn, world: World, head_tokens: int = 0) -> Composition:
     """Some units, arguments in some placeholders, new text in some rooms; computed tokens at the end.
 
-    With ``head_tokens`` so many tokens of some pieces are computed anew.
+    With ``head_tokens`` the first so many kept tokens of units are computed anew, in some pieces.
     """
     included = {name for name in world.units if draw(st.booleans())}
     items: list[Reused | Computed] = []
@@ -112,6 +112,10 @@ def _reused(
         return []
     if not head_tokens:
         return [Reused(site.owner, start, end)]
-    head = min(head_tokens, end - start)
+    kept = np.flatnonzero(unit.kept)
+    cut = int(kept[head_tokens - 1]) + 1 if head_tokens <= len(kept) else len(unit.kept)
+    head = min(max(cut - start, 0), end - start)
+    if not head:
+        return [Reused(site.owner, start, end)]
     computed = Computed(site.first_position, head)
     return [computed] if head == end - start else [computed, Reused(site.owner, start + head, end)]

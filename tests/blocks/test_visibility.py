@@ -60,7 +60,7 @@ def test_chunks_cut_anywhere_see_the_same(data: st.DataObject, world: World) -> 
 
 
 @given(st.data(), worlds())
-def test_heads_of_pieces_can_be_computed_anew(data: st.DataObject, world: World) -> None:
+def test_heads_of_units_can_be_computed_anew(data: st.DataObject, world: World) -> None:
     head_tokens = data.draw(st.integers(1, 2 * world.block_size + 1))
     composition = data.draw(compositions(world, head_tokens))
     memory = Memory(world.block_size)

@@ -19,11 +19,14 @@ from vllm_promptcache.plan.unit import Unit, digest_of
 EXTRA_ARG = "prompt_cache"
 
 
-def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -> dict[str, Any]:
+def plan_to_wire(
+    plan: Plan, *, with_texts: bool, num_history_tokens: int = 0, head_tokens: int = 0
+) -> dict[str, Any]:
     """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units.
 
     The first ``num_history_tokens`` new tokens are earlier turns of a conversation, whose states may be
-    taken from the prefix cache. New segments at consecutive positions become one run.
+    taken from the prefix cache. Up to ``head_tokens`` at the head of each unit may be new (``plan.link``).
+    New segments at consecutive positions become one run.
     """
     indices = {id(unit): index for index, unit in enumerate(plan.units)}
     items: list[int] = []
@@ -37,6 +40,8 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -
     wire: dict[str, Any] = {"units": [unit.digest for unit in plan.units], "items": items}
     if num_history_tokens:
         wire["history"] = num_history_tokens
+    if head_tokens:
+        wire["head"] = head_tokens
     if with_texts:
         wire["texts"] = units_to_wire(plan.units)
     return wire

@@ -28,13 +28,13 @@ class PromptCacheBlockManager(KVCacheManager):
         self.newly_seated: list[str] = []
         self.store: ModuleStore
 
-    def open_store(self, pin_fraction: float, head_tokens: int = 0) -> None:
+    def open_store(self, pin_fraction: float) -> None:
         """Create the module store. A request of the model's full length always has room beside pins."""
         pool, size = self.block_pool, self.coordinator.single_type_managers[0].block_size
         usable = pool.num_gpu_blocks - 1
         one_request = -(-self.max_model_len // size)
         pin_limit = max(min(int(pin_fraction * usable), usable - one_request), 0)
-        self.store = ModuleStore(pool, size, pin_limit, head_tokens)
+        self.store = ModuleStore(pool, size, pin_limit)
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         """A composed request's cached tokens are computed; their blocks enter when it is admitted."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.wire import texts_from_wire
-from vllm_promptcache.engine.module_store import NO_VARIANT, ModuleStore, Residency
+from vllm_promptcache.engine.module_store import ModuleStore, Residency, Variant
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
 
@@ -21,11 +21,13 @@ class ModuleControl:
         self,
         store: ModuleStore,
         catalog: UnitCatalog,
+        variant: Variant,
         start_encoding: Callable[[Iterable[UnitKey]], None],
         check_integrity: Callable[[], None],
     ):
         self.store = store
         self.catalog = catalog
+        self.variant = variant
         self._start_encoding = start_encoding
         self._check_integrity = check_integrity
 
@@ -70,7 +72,7 @@ class ModuleControl:
         return {"pinned": pinned, **self._stats({})}
 
     def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        self.store.unpin(k for d in payload["units"] if (k := (d, NO_VARIANT)) in self.store.units)
+        self.store.unpin(k for d in payload["units"] if (k := (d, self.variant)) in self.store.units)
         return self._stats({})
 
     def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -81,8 +83,8 @@ class ModuleControl:
         return self._stats({})
 
     def _known_keys(self, digests: list[str]) -> list[UnitKey]:
-        texts = self.catalog.keyed(digests, {}, NO_VARIANT)
-        keys: list[UnitKey] = [(digest, NO_VARIANT) for digest in digests]
+        texts = self.catalog.keyed(digests, {}, self.variant)
+        keys: list[UnitKey] = [(digest, self.variant) for digest in digests]
         for key in keys:
             self.store.name(key, texts)
         return keys
@@ -90,7 +92,7 @@ class ModuleControl:
     def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
         units = []
         for digest in payload["units"]:
-            unit = self.store.units.get((digest, NO_VARIANT))
+            unit = self.store.units.get((digest, self.variant))
             residency = unit.residency if unit is not None else Residency.ABSENT
             units.append(
                 {

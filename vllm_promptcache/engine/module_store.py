@@ -5,11 +5,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
-from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
@@ -17,15 +16,20 @@ from vllm_promptcache.blocks.seats import SharedBlocks
 
 MAX_KNOWN_UNITS = 20_000
 
-NO_VARIANT: tuple[Any, ...] = ()
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What separates states of the same text.
 
-def variant_of(request: Request) -> tuple[Any, ...]:
-    """What separates states of the same text: the LoRA adapter and the tenant (``cache_salt``)."""
-    adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
-    if not adapter and request.cache_salt is None:
-        return NO_VARIANT
-    return (adapter, request.cache_salt)
+    Attributes:
+        adapter: the LoRA adapter's number; 0 for none.
+        tenant: the request's ``cache_salt``.
+        head_tokens: how many tokens at a unit's head can be computed anew (edge rows are kept for it).
+    """
+
+    adapter: int = 0
+    tenant: str | None = None
+    head_tokens: int = 0
 
 
 class Residency(enum.Enum):
@@ -38,7 +42,7 @@ class Residency(enum.Enum):
 
 @dataclass(eq=False)
 class StoredUnit:
-    """One unit of one tenant and adapter.
+    """One unit, of one variant; its ``key`` is its digest and the variant.
 
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``names`` whoever wants the unit to stay known: live
@@ -64,11 +68,10 @@ class ModuleStore:
     free + module blocks + requests' own blocks + the null block is the whole pool.
     """
 
-    def __init__(self, block_pool: BlockPool, block_size: int, pin_limit: int, head_tokens: int = 0):
+    def __init__(self, block_pool: BlockPool, block_size: int, pin_limit: int):
         self.block_pool = block_pool
         self.block_size = block_size
         self.pin_limit = pin_limit
-        self.head_tokens = head_tokens
         self.units: dict[UnitKey, StoredUnit] = {}
         self.dropped: list[UnitKey] = []
         self.num_evictions = 0
@@ -87,7 +90,8 @@ class ModuleStore:
             text = texts[key]
             for context in text.context:
                 self.name(context, texts)
-            geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, self.head_tokens)
+            _, variant = cast(tuple[str, Variant], key)
+            geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, variant.head_tokens)
             unit = self.units[key] = StoredUnit(key, text, geometry)
         unit.names += 1
         return unit

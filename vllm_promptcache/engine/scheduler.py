@@ -32,7 +32,7 @@ from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
-from vllm_promptcache.engine.module_store import Residency, StoredUnit, variant_of
+from vllm_promptcache.engine.module_store import Residency, StoredUnit, Variant
 from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
@@ -62,11 +62,17 @@ class PromptCacheScheduling(Base):
         with compat.kv_cache_manager_class(PromptCacheBlockManager):
             super().__init__(vllm_config, *args, **kwargs)
         compat.check_kv_cache(self.kv_cache_manager)
-        self.kv_cache_manager.open_store(config.pin_fraction, config.head_tokens)
+        self.kv_cache_manager.open_store(config.pin_fraction)
         self.store = self.kv_cache_manager.store
         self.composed = self.kv_cache_manager.composed
         self.catalog = UnitCatalog()
-        self.control = ModuleControl(self.store, self.catalog, self.start_encoding, self.check_integrity)
+        self.control = ModuleControl(
+            self.store,
+            self.catalog,
+            Variant(head_tokens=config.head_tokens),
+            self.start_encoding,
+            self.check_integrity,
+        )
         self._encoding_ids = itertools.count()
         self._hash_function = None
         if self.hash_block_size == self.store.block_size:
@@ -96,7 +102,7 @@ class PromptCacheScheduling(Base):
     def _compose(self, request: Request, wire: Mapping[str, Any]) -> ComposedRequest:
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
-        variant = variant_of(request)
+        variant = self._variant(request, int(wire.get("head", 0)))
         unknown = [d for d in wire["units"] if (d, variant) not in self.store.units]
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
         for text in given.values():
@@ -128,6 +134,13 @@ class PromptCacheScheduling(Base):
                 self.store.unname(key)
             raise
 
+    def _variant(self, request: Request, head_tokens: int = 0) -> Variant:
+        """The variant of units that a request uses; the server's own heads serve requests without."""
+        if not 0 <= head_tokens <= self.max_model_len:
+            raise ValueError(f"{head_tokens} tokens cannot be computed anew")
+        adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
+        return Variant(adapter, request.cache_salt, head_tokens or self.control.variant.head_tokens)
+
     def _seated(
         self,
         request: Request,
@@ -139,7 +152,7 @@ class PromptCacheScheduling(Base):
         seats = take_seats(composition, units, self.store.block_size)
         hasher = None
         if encodes is None and self._hash_function is not None:
-            hasher = StreamHasher(self._hash_function, composition, seats, variant_of(request))
+            hasher = StreamHasher(self._hash_function, composition, seats, self._variant(request))
         token_ids = composition.cached_first(list(request.prompt_token_ids or ()))
         compat.reorder_prompt(request, token_ids, hasher)
         return ComposedRequest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import BlockHash, hash_block_tokens
@@ -26,7 +26,7 @@ class StreamHasher:
         hash_function: Callable[[Any], bytes],
         composition: Composition,
         seats: Seats,
-        variant: tuple[Any, ...],
+        variant: Hashable,
     ):
         *items, last = composition.items
         assert isinstance(last, Computed)
@@ -34,7 +34,7 @@ class StreamHasher:
             (i.first_position, i.num_tokens) if isinstance(i, Computed) else (i.unit, i.start, i.end)
             for i in items
         )
-        self._seed = ("prompt_cache", variant, described, last.first_position)
+        self._seed = ("prompt_cache", repr(variant), repr(described), last.first_position)
         self._hash_function = hash_function
         self._seats = seats
 

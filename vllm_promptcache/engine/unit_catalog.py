@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 from vllm_promptcache.blocks.composition import UnitKey, UnitText
 
@@ -31,7 +31,7 @@ class UnitCatalog:
                 del self._holders[digest], self._texts[digest]
 
     def keyed(
-        self, digests: Iterable[str], given: Mapping[str, UnitText], variant: tuple[object, ...]
+        self, digests: Iterable[str], given: Mapping[str, UnitText], variant: Hashable
     ) -> dict[UnitKey, UnitText]:
         """The texts of units and their contexts under the keys of one variant.
 

@@ -32,6 +32,13 @@ class Unit:
         """Tokens to encode, placeholders included."""
         return len(self.token_ids)
 
+    def token_after_kept(self, num_tokens: int) -> int:
+        """The index of the token after the first ``num_tokens`` kept ones; after all if there are fewer."""
+        if not num_tokens:
+            return 0
+        kept = np.flatnonzero(self.kept)
+        return int(kept[num_tokens - 1]) + 1 if num_tokens <= len(kept) else self.num_tokens
+
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over everything in the plan that the unit's states depend on.
