@@ -21,7 +21,8 @@ STAGES: dict[str, set[str]] = {
     "plan": {"pml", "layout"},
     "blocks": {"pml", "layout", "plan"},
     "engine": {"pml", "layout", "plan", "blocks", "compat"},
-    "server": {"pml", "layout", "plan", "blocks", "compat", "engine"},
+    "registry": {"pml", "layout", "plan", "blocks"},
+    "server": {"pml", "layout", "plan", "blocks", "compat", "engine", "registry"},
 }
 # The contract between the language and the engine: plain data that any stage may hold, from `layout` on.
 CONTRACT = ("vllm_promptcache.plan.unit", "vllm_promptcache.plan.plan")

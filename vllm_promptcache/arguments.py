@@ -47,5 +47,7 @@ def configure(vllm_config: Any) -> None:
     """Adjust vLLM's configuration; nothing is imported or touched unless the prompt cache is enabled."""
     if is_enabled(vllm_config):
         from vllm_promptcache.engine.configure import configure as configure_engine
+        from vllm_promptcache.server.install import install
 
         configure_engine(vllm_config)
+        install(vllm_config)

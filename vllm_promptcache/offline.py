@@ -1,0 +1,218 @@
+"""``LLM``: vLLM's class for scripts, with schemas and prompts in PML."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import vllm
+from vllm import RequestOutput, SamplingParams
+from vllm.renderers.params import ChatParams
+
+from vllm_promptcache.config import CONFIG_KEY, PromptCacheConfig
+from vllm_promptcache.plan.explain import plan_to_json
+from vllm_promptcache.registry.composer import ComposedPrompt
+from vllm_promptcache.registry.describe import details
+from vllm_promptcache.registry.documents import load_schema_files
+from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.registry.link import run_sync
+from vllm_promptcache.registry.options import PromptOptions
+from vllm_promptcache.server.admission import engine_input
+from vllm_promptcache.server.conversation import read_turns
+from vllm_promptcache.server.reports import RESPONSE_FIELD, take_report
+from vllm_promptcache.server.service import open_service
+from vllm_promptcache.server.tokenizer import open_encoder
+
+T = TypeVar("T")
+
+_PAUSE_S = 0.02
+
+
+class LLM(vllm.LLM):
+    """vLLM's ``LLM`` with the prompt cache enabled.
+
+    Methods that read PML raise PMLError with every mistake in it, and RefusedError for what cannot be
+    done. Outputs are vLLM's; the engine's report on what was reused is in their ``prompt_cache``.
+
+    Args:
+        model: as for vLLM, like all other arguments.
+        prompt_cache: settings of the prompt cache; its ``schemas`` are loaded, encoded and pinned.
+    """
+
+    def __init__(
+        self, model: str, *, prompt_cache: PromptCacheConfig | dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        config = prompt_cache
+        if not isinstance(config, PromptCacheConfig):
+            config = PromptCacheConfig.from_dict(config or {})
+        additional = {**(kwargs.pop("additional_config", None) or {}), CONFIG_KEY: config.to_dict()}
+        super().__init__(model, additional_config=additional, **kwargs)
+        encoder = open_encoder(self.renderer, self.chat_template)
+        schemas = load_schema_files(config.schemas, config)
+        self._prompt_cache = run_sync(
+            open_service(OfflineEngineLink(self.llm_engine), self.llm_engine.vllm_config, encoder, schemas)
+        )
+
+    # -- schemas ---------------------------------------------------------------------------------
+
+    def add_schema(self, pml: str | bytes, *, pin: bool = False) -> list[dict[str, Any]]:
+        """Register the schemas of a document, all or none; returns what the API's GET tells of each.
+
+        A name that is taken gets a new version. With ``pin`` they are encoded before they are needed.
+        """
+        registry = self._prompt_cache.registry
+        registered = run_sync(registry.register(pml, source="api", pin=pin))
+        return [details(entry, run_sync(registry.status(entry))) for entry in registered.entries]
+
+    def remove_schema(self, name: str) -> None:
+        """Unregister a schema. Raises RefusedError where there is none of that name."""
+        run_sync(self._prompt_cache.registry.remove(name))
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """What is registered, with modules, spans and residency, by name."""
+        registry = self._prompt_cache.registry
+        entries = [registry.entries[name] for name in sorted(registry.entries)]
+        return [details(entry, run_sync(registry.status(entry))) for entry in entries]
+
+    # -- prompts ---------------------------------------------------------------------------------
+
+    def generate_pml(
+        self,
+        pml: str | Sequence[str],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        prompt: str | Sequence[int] = "",
+        reuse: bool = True,
+        use_tqdm: bool = False,
+        lora_request: Any = None,
+    ) -> list[RequestOutput]:
+        """Generate after one or several prompts in PML; ``prompt`` follows each as new text.
+
+        With ``reuse=False`` the same tokens are computed at the same positions with full attention.
+        """
+        options, tenant = PromptOptions(reuse=reuse), lora_request is not None
+        composed = [self._compose_text(one, prompt, options, tenant) for one in _as_list(pml)]
+        return self._run_composed(composed, sampling_params, use_tqdm, lora_request)
+
+    def chat_pml(
+        self,
+        pml: str,
+        messages: Sequence[dict[str, Any]] = (),
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        reuse: bool = True,
+        use_tqdm: bool = False,
+        lora_request: Any = None,
+    ) -> list[RequestOutput]:
+        """Generate the next message of a chat that begins with a prompt in PML."""
+        composed = self._compose_chat(
+            pml,
+            messages,
+            PromptOptions(reuse=reuse),
+            tenant=lora_request is not None,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        return self._run_composed([composed], sampling_params, use_tqdm, lora_request)
+
+    def explain(
+        self,
+        pml: str,
+        messages: Sequence[dict[str, Any]] | None = None,
+        *,
+        prompt: str | Sequence[int] = "",
+        reuse: bool = True,
+    ) -> dict[str, Any]:
+        """The plan, as JSON, of what `generate_pml` or, with ``messages``, `chat_pml` would run."""
+        options = PromptOptions(reuse=reuse)
+        if messages is None:
+            composed = self._compose_text(pml, prompt, options, tenant=False)
+        else:
+            composed = self._compose_chat(pml, messages, options, tenant=False)
+        return plan_to_json(composed.plan)
+
+    def _compose_text(
+        self, pml: str, prompt: str | Sequence[int], options: PromptOptions, tenant: bool
+    ) -> ComposedPrompt:
+        composer = self._prompt_cache.composer
+        return run_sync(composer.compose_texts(pml, options, [prompt], tenant=tenant))[0]
+
+    def _compose_chat(
+        self,
+        pml: str,
+        messages: Sequence[dict[str, Any]],
+        options: PromptOptions,
+        *,
+        tenant: bool,
+        **template_options: Any,
+    ) -> ComposedPrompt:
+        given = {name: value for name, value in template_options.items() if value is not None}
+        chat_params = ChatParams(self.chat_template, chat_template_kwargs=given)
+        _, turns = read_turns(list(messages), self.renderer, chat_params)
+        return run_sync(self._prompt_cache.composer.compose_chat(pml, options, turns, tenant=tenant))
+
+    def _run_composed(
+        self,
+        prompts: Sequence[ComposedPrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+        lora_request: Any,
+    ) -> list[RequestOutput]:
+        params = self._params_to_seq(
+            self.get_default_sampling_params() if sampling_params is None else sampling_params, len(prompts)
+        )
+        if any(one.prompt_logprobs is not None for one in params):
+            raise RefusedError("prompt_logprobs cannot be combined with PML: not every token is computed")
+        tokenizer = self.get_tokenizer()
+        inputs: Iterable[Any] = (
+            engine_input(prompt, text=tokenizer.decode(prompt.token_ids)) for prompt in prompts
+        )
+        outputs: list[RequestOutput] = self._render_and_run_requests(
+            inputs,
+            params,
+            RequestOutput,
+            lora_requests=self._lora_request_to_seq(lora_request, len(prompts)),
+            use_tqdm=use_tqdm,
+        )
+        for output in outputs:
+            setattr(output, RESPONSE_FIELD, take_report(output))
+        return outputs
+
+
+class OfflineEngineLink:
+    """Calls to an engine that `vllm.LLM` has made, in this process or in one of its own."""
+
+    def __init__(self, llm_engine: Any) -> None:
+        self._llm_engine = llm_engine
+        self._core = getattr(llm_engine.engine_core, "engine_core", None)
+
+    async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """One of the scheduler's ``prompt_cache`` operations."""
+        answer: dict[str, Any]
+        if self._core is not None:
+            answer = self._core.prompt_cache(operation, payload)
+        else:
+            answer = self._llm_engine.engine_core.call_utility("prompt_cache", operation, payload)
+        return answer
+
+    async def pause(self) -> None:
+        """A step of an engine in this process; a moment for one that runs by itself."""
+        if self._core is not None:
+            self._llm_engine.step()
+        else:
+            time.sleep(_PAUSE_S)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a function here: nobody else waits."""
+        return function()
+
+
+def _as_list(pml: str | Sequence[str]) -> list[str]:
+    return [pml] if isinstance(pml, str) else list(pml)

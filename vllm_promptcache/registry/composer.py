@@ -1,0 +1,178 @@
+"""The composer: from a request's PML to what the engine is asked to run."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
+from vllm_promptcache.errors import ChatTemplateError, PMLError
+from vllm_promptcache.layout.schema import find_layout
+from vllm_promptcache.plan.build import Tail, build_plan, previous_roles
+from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.without_reuse import without_reuse
+from vllm_promptcache.pml.nodes import MessageNode, PromptNode
+from vllm_promptcache.registry.capacity import Capacity
+from vllm_promptcache.registry.documents import DocumentMemory, LayoutBuilder, RequestDocument
+from vllm_promptcache.registry.entry import SchemaEntry
+from vllm_promptcache.registry.errors import FORBIDDEN, RefusedError
+from vllm_promptcache.registry.options import PromptOptions
+from vllm_promptcache.registry.registry import SchemaRegistry
+
+# Documents up to so many characters are parsed at once: a thread would take longer.
+SMALL_DOCUMENT = 32 * 1024
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Chat turns that follow a prompt's PML.
+
+    ``messages`` are what the chat template takes; ``template_options`` its other variables.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    add_generation_prompt: bool = True
+    tools: Sequence[Any] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedPrompt:
+    """A prompt as the engine is asked to run it.
+
+    At most ``max_new_tokens`` can be generated: positions or blocks run out. The first
+    ``num_history_tokens`` of the new tokens are earlier turns of a conversation.
+    """
+
+    plan: Plan
+    entry: SchemaEntry
+    max_new_tokens: int
+    num_history_tokens: int = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens in position order."""
+        return prompt_token_ids(self.plan)
+
+    def to_wire(self) -> dict[str, Any]:
+        """What travels to the engine. To be asked for when the request is sent: whether the engine
+        knows the units depends on what it was told before."""
+        return plan_to_wire(
+            self.plan,
+            with_texts=not self.entry.is_defined,
+            num_history_tokens=self.num_history_tokens,
+        )
+
+
+class Composer:
+    """Turns a request's PML, options and what follows them into composed prompts.
+
+    Serves the API server and scripts alike. All methods raise PMLError for what is wrong with the
+    document (404 for an unknown schema) and RefusedError for what is not allowed or cannot be done.
+    """
+
+    def __init__(
+        self, registry: SchemaRegistry, capacity: Capacity, *, allow_request_schemas: bool = True
+    ) -> None:
+        self._registry = registry
+        self._builder: LayoutBuilder = registry.builder
+        self._capacity = capacity
+        self._allow_request_schemas = allow_request_schemas
+        self._memory = DocumentMemory()
+
+    async def compose_texts(
+        self,
+        pml: object,
+        options: PromptOptions,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        tenant: bool = False,
+    ) -> list[ComposedPrompt]:
+        """One prompt for each text (or its token IDs), which follows the PML as new text.
+
+        A ``tenant`` has states of its own: an adapter, or a cache salt.
+        """
+        encode = self._builder.encoder.encode
+        tails = [encode(text) if isinstance(text, str) else text for text in texts]
+        entry, prompt = await self._read(pml)
+        return [self._compose(entry, prompt, options, [(ids, "prompt")], tenant) for ids in tails]
+
+    async def compose_chat(
+        self, pml: object, options: PromptOptions, turns: Turns, *, tenant: bool = False
+    ) -> ComposedPrompt:
+        """The prompt that ends in the turns of a chat and the template's generation prompt."""
+        entry, prompt = await self._read(pml)
+        tail = [(self._continuation(entry, prompt, turns), "messages")]
+        is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
+        return self._compose(entry, prompt, options, tail, tenant, is_later_turn)
+
+    def _compose(
+        self,
+        entry: SchemaEntry,
+        prompt: PromptNode,
+        options: PromptOptions,
+        tail: Tail,
+        tenant: bool,
+        is_later_turn: bool = False,
+    ) -> ComposedPrompt:
+        plan = build_plan(entry.layout, prompt, tail)
+        if not options.reuse:
+            plan, is_later_turn = without_reuse(plan), False
+        room = self._capacity.max_new_tokens(plan, () if tenant else entry.pinned)
+        positions = self._builder.max_model_len - plan.next_position
+        history = plan.num_new_tokens if is_later_turn else 0
+        return ComposedPrompt(plan, entry, min(room, positions), history)
+
+    async def _read(self, pml: object) -> tuple[SchemaEntry, PromptNode]:
+        """The schema and the prompt of a request's document."""
+        if not isinstance(pml, str):
+            raise RefusedError("pml: must be a string with a document", kind="PMLError", field="pml")
+        document = await self._document(pml)
+        prompt, own = document.prompt, document.entries
+        if own and not self._allow_request_schemas:
+            raise RefusedError("this server takes no schemas from requests", FORBIDDEN, field="pml")
+        layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
+        digest = find_layout(prompt, layouts).digest
+        registered = self._registry.entries.get(prompt.schema)
+        # The engine knows a registered schema: its own copy need not travel.
+        if registered is not None and registered.layout.digest == digest:
+            return registered, prompt
+        return own[prompt.schema], prompt
+
+    async def _document(self, pml: str) -> RequestDocument:
+        has_schemas = "<schema" in pml
+        if has_schemas and (found := self._memory.get(pml)) is not None:
+            return found
+        if not has_schemas and len(pml) <= SMALL_DOCUMENT:
+            return self._builder.document_of(pml)
+        document = await self._registry.link.run(lambda: self._builder.document_of(pml))
+        if document.entries:
+            self._memory.put(pml, document)
+        return document
+
+    def _continuation(self, entry: SchemaEntry, prompt: PromptNode, turns: Turns) -> list[int]:
+        if not turns.messages and not _ends_in_user_text(prompt):
+            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
+            raise RefusedError(what, field="messages")
+        encoder = self._builder.encoder
+        try:
+            text = encoder.template.continuation(
+                turns.messages,
+                add_generation_prompt=turns.add_generation_prompt,
+                tools=turns.tools,
+                previous_roles=previous_roles(entry.layout, prompt),
+                **turns.template_options,
+            )
+        except ChatTemplateError as error:
+            raise RefusedError(str(error), field="messages") from error
+        return encoder.encode(text)
+
+
+def _ends_in_user_text(prompt: PromptNode) -> bool:
+    last = prompt.children[-1] if prompt.children else None
+    return isinstance(last, MessageNode) and last.role == "user" and bool(last.texts)
+
+
+Refused = (PMLError, RefusedError)

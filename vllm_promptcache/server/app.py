@@ -1,0 +1,76 @@
+"""What is added to vLLM's API server."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from vllm.entrypoints.openai.chat_completion import batch_serving
+from vllm.entrypoints.openai.chat_completion import serving as chat_serving
+from vllm.entrypoints.openai.completion import api_router as completion_api
+from vllm.entrypoints.openai.completion import serving as completion_serving
+from vllm.entrypoints.openai.responses import serving as responses_serving
+from vllm.renderers.chat_utils import load_chat_template
+
+from vllm_promptcache.pml.nodes import SchemaNode
+from vllm_promptcache.server.chat import PromptCacheServingChat
+from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
+from vllm_promptcache.server.link import AsyncEngineLink
+from vllm_promptcache.server.refusing import RefusingServingChatBatch, RefusingServingResponses
+from vllm_promptcache.server.routes import STATE, attach_routes
+from vllm_promptcache.server.service import open_service
+from vllm_promptcache.server.tokenizer import open_encoder
+
+COMPLETIONS = "/v1/completions"
+
+
+def extend(app: FastAPI) -> None:
+    """Add the routes to an app that has all of vLLM's."""
+    attach_routes(app)
+    _accept_empty_prompts(app)
+
+
+def _accept_empty_prompts(app: FastAPI) -> None:
+    """Let the completions route read a request that may have PML and an empty prompt.
+
+    Its handler stays vLLM's: only the request's model is another.
+    """
+    routes = app.router.routes
+    for index, route in enumerate(routes):
+        if isinstance(route, APIRoute) and route.path == COMPLETIONS and "POST" in route.methods:
+            replaced = APIRoute(
+                COMPLETIONS,
+                _create_completion,
+                methods=["POST"],
+                dependencies=route.dependencies,
+                responses=route.responses,
+            )
+            routes[index] = replaced
+
+
+async def _create_completion(request: PromptCacheCompletionRequest, raw_request: Request) -> Any:
+    return await completion_api.create_completion(request, raw_request)
+
+
+async def open_server(
+    schemas: list[tuple[str, SchemaNode]], engine_client: Any, state: Any, args: Any
+) -> dict[tuple[Any, str], Any]:
+    """Open the front end before anything is served.
+
+    Returns what vLLM is to construct instead of its serving classes, by module and name.
+
+    Raises:
+        PMLError: with the mistakes of all schemas that do not fit the model.
+    """
+    encoder = open_encoder(engine_client.renderer, load_chat_template(args.chat_template))
+    link = AsyncEngineLink(engine_client)
+    service = await open_service(link, engine_client.vllm_config, encoder, schemas)
+    setattr(state, STATE, service)
+    return {
+        (chat_serving, "OpenAIServingChat"): partial(PromptCacheServingChat, service),
+        (completion_serving, "OpenAIServingCompletion"): partial(PromptCacheServingCompletion, service),
+        (batch_serving, "OpenAIServingChatBatch"): RefusingServingChatBatch,
+        (responses_serving, "OpenAIServingResponses"): RefusingServingResponses,
+    }

@@ -1,0 +1,63 @@
+"""Putting the front end in place in the processes that need one: API servers and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from vllm_promptcache import compat_server
+from vllm_promptcache.blocks.wire import EXTRA_ARG
+from vllm_promptcache.compat import UnsupportedError
+from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.registry.documents import load_schema_files
+
+
+def install(vllm_config: Any) -> None:
+    """Called where an engine's configuration is made, before anything else is.
+
+    Raises:
+        UnsupportedError: there would be more than one front end or engine.
+        PMLError: a schema file is wrong. Better now than after the model is loaded.
+    """
+    serves = compat_server.is_api_server()
+    refuse_unsupported(vllm_config, serves=serves)
+    config = PromptCacheConfig.from_vllm_config(vllm_config)
+    schemas = load_schema_files(config.schemas, config)
+    from vllm_promptcache.server.admission import admit, admit_from_api
+
+    compat_server.admit_composed_inputs(admit_from_api if serves else admit)
+    compat_server.keep_reports_until_finished(EXTRA_ARG)
+    if serves:
+        compat_server.extend_api_server(_attach, partial(_open, schemas))
+
+
+def refuse_unsupported(vllm_config: Any, *, serves: bool) -> None:
+    """Refuse what would leave schemas known to one process only.
+
+    Raises:
+        UnsupportedError: one sentence.
+    """
+    parallel = vllm_config.parallel_config
+    reason = None
+    if parallel.data_parallel_size > 1:
+        reason = "--data-parallel-size over 1: each engine would need every schema"
+    elif serves and compat_server.num_api_servers(vllm_config) != 1:
+        reason = "more than one API server (--api-server-count) or another front end than Python's"
+    if reason is not None:
+        raise UnsupportedError(
+            f"--enable-prompt-cache does not work with {reason}: a registered schema is known to one"
+            " process only"
+        )
+
+
+def _attach(app: Any) -> None:
+    from vllm_promptcache.server.app import extend
+
+    extend(app)
+
+
+async def _open(schemas: Any, engine_client: Any, state: Any, args: Any) -> Mapping[tuple[str, str], Any]:
+    from vllm_promptcache.server.app import open_server
+
+    return await open_server(schemas, engine_client, state, args)

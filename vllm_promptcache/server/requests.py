@@ -1,0 +1,82 @@
+"""What a chat or completions request says of PML, and what cannot be said together with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.registry.options import PromptOptions
+
+
+def pml_of(request: Any) -> object | None:
+    """A request's ``pml`` field, or None for a plain request.
+
+    Raises:
+        RefusedError: it has options of the prompt cache and no PML.
+    """
+    extra = request.model_extra or {}
+    pml: object | None = extra.get("pml")
+    if pml is None and extra.get("prompt_cache") is not None:
+        raise RefusedError(
+            "prompt_cache: options need a prompt in 'pml'", kind="PMLError", field="prompt_cache"
+        )
+    return pml
+
+
+def is_composed(request: Any) -> bool:
+    """Whether a request brings PML."""
+    return (request.model_extra or {}).get("pml") is not None
+
+
+def options_of(request: Any) -> PromptOptions:
+    """A request's options. Raises RefusedError."""
+    return PromptOptions.from_request((request.model_extra or {}).get("prompt_cache"))
+
+
+def refuse_combinations(request: Any) -> None:
+    """Refuse what cannot be had together with PML.
+
+    Raises:
+        RefusedError: naming the field.
+    """
+    reasons = {
+        "prompt_logprobs": "every prompt token would have to be computed",
+        "truncate_prompt_tokens": "modules have their places and cannot be cut off",
+        "prompt_embeds": "a composed prompt is made of tokens",
+        "kv_transfer_params": "KV connectors know nothing of modules",
+        "chat_template": "the modules were laid out with the server's chat template",
+        "suffix": "a composed prompt has its end where the modules say",
+    }
+    for field, reason in reasons.items():
+        if getattr(request, field, None) is not None:
+            raise RefusedError(f"{field} cannot be combined with pml: {reason}", field=field)
+    if request.use_beam_search:
+        raise RefusedError("use_beam_search cannot be combined with pml", field="use_beam_search")
+    logprobs = request.logprobs
+    wants_logprobs = logprobs is not None and logprobs is not False
+    if request.echo and wants_logprobs:
+        what = "echo with logprobs cannot be combined with pml: every prompt token would have to be computed"
+        raise RefusedError(what, field="echo")
+
+
+def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The texts of a completions request, or their token IDs, each for a prompt of its own.
+
+    Raises:
+        RefusedError: there is none at all.
+    """
+    given: Any = request.prompt
+    if given is None:
+        return [""]
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise RefusedError("prompt: the list is empty", field="prompt")
+    return [given] if isinstance(given[0], int) else list(given)
+
+
+def nothing_to_explain() -> RefusedError:
+    """The error for a request without PML where PML is asked for."""
+    return RefusedError("there is no prompt in 'pml' to explain", kind="PMLError", field="pml")

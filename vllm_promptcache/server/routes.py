@@ -1,0 +1,149 @@
+"""The routes under /v1/prompt_cache: manage schemas, explain prompts, statistics."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from vllm_promptcache.errors import PMLError
+from vllm_promptcache.plan.explain import plan_to_json
+from vllm_promptcache.registry.describe import details, summary
+from vllm_promptcache.registry.entry import SchemaEntry
+from vllm_promptcache.registry.errors import FORBIDDEN, RefusedError
+from vllm_promptcache.server.bodies import ModulesBody, SchemaBody, is_json, read_body, read_json
+from vllm_promptcache.server.completion import PromptCacheCompletionRequest
+from vllm_promptcache.server.errors import json_error, wrong_body
+from vllm_promptcache.server.service import PromptCacheService
+
+STATE = "prompt_cache"
+
+router = APIRouter(prefix="/v1/prompt_cache", tags=["prompt cache"])
+
+
+def attach_routes(app: FastAPI) -> None:
+    """Add the routes, and answers to what they refuse."""
+    app.include_router(router)
+    for error in (PMLError, RefusedError):
+        app.add_exception_handler(error, _answer_refusal)
+
+
+async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, (PMLError, RefusedError))
+    return json_error(error)
+
+
+def _service(request: Request) -> PromptCacheService:
+    service: PromptCacheService = getattr(request.app.state, STATE)
+    return service
+
+
+def _changeable(request: Request) -> PromptCacheService:
+    """The service, where clients may bring and remove schemas. Raises RefusedError (403)."""
+    service = _service(request)
+    if not service.config.allow_request_schemas:
+        raise RefusedError("this server takes no schemas from requests", FORBIDDEN)
+    return service
+
+
+async def _described(service: PromptCacheService, entry: SchemaEntry) -> dict[str, Any]:
+    return details(entry, await service.registry.status(entry))
+
+
+@router.post("/schemas", status_code=201)
+async def register(request: Request, pin: bool = False) -> JSONResponse:
+    """Register the schemas of a document: 201, or 200 where all of them are known as they are.
+
+    The body is PML, or JSON with ``pml`` and ``pin``. One schema is answered as itself, several as a list.
+    """
+    service = _changeable(request)
+    max_bytes = service.config.max_document_bytes
+    document: str | bytes
+    if is_json(request):
+        body = await read_json(request, SchemaBody, max_bytes)
+        if body.ttl is not None:
+            raise RefusedError("ttl is not supported yet", field="ttl")
+        document, pin, where = body.pml, body.pin or pin, "pml"
+    else:
+        document, where = await read_body(request, max_bytes), "body"
+    registered = await service.registry.register(document, where=where, pin=pin)
+    described = [await _described(service, entry) for entry in registered.entries]
+    answer = described[0] if len(described) == 1 else {"object": "list", "data": described}
+    return JSONResponse(answer, status_code=201 if registered.is_new else 200)
+
+
+@router.get("/schemas")
+async def list_schemas(request: Request) -> dict[str, Any]:
+    """All schemas in short, by name."""
+    entries = _service(request).registry.entries
+    return {"object": "list", "data": [summary(entries[name]) for name in sorted(entries)]}
+
+
+@router.get("/schemas/{name}")
+async def get_schema(request: Request, name: str) -> dict[str, Any]:
+    """One schema with its modules, their spans and residency."""
+    service = _service(request)
+    return await _described(service, service.registry[name])
+
+
+@router.delete("/schemas/{name}")
+async def delete_schema(request: Request, name: str) -> dict[str, Any]:
+    """Unregister a schema; its blocks are freed when the last request using them ends."""
+    await _changeable(request).registry.remove(name)
+    return {"object": "prompt_cache.schema", "name": name, "deleted": True}
+
+
+@router.post("/schemas/{name}/{operation}")
+async def change_residency(request: Request, name: str, operation: str) -> Any:
+    """``pin``, ``unpin`` or ``warm`` a schema, or the modules named in the body."""
+    service = _service(request)
+    registry = service.registry
+    operations = {"pin": registry.pin, "unpin": registry.unpin, "warm": registry.warm}
+    if operation not in operations:
+        return Response(status_code=404)
+    body = await read_json(request, ModulesBody, service.config.max_document_bytes)
+    await operations[operation](name, body.modules)
+    return await _described(service, registry[name])
+
+
+@router.post("/explain")
+async def explain(request: Request) -> Any:
+    """The plan of exactly what a chat or completions request would run; a list for several prompts."""
+    state = request.app.state
+    max_bytes = _service(request).config.max_document_bytes
+    prompts = await _explained(state, _object(await read_body(request, 8 * max_bytes)))
+    if isinstance(prompts, ErrorResponse):
+        return JSONResponse(prompts.model_dump(), status_code=prompts.error.code)
+    plans = [plan_to_json(prompt.plan) for prompt in prompts]
+    return JSONResponse(plans[0] if len(plans) == 1 else plans)
+
+
+async def _explained(state: Any, body: dict[str, Any]) -> Any:
+    try:
+        if "messages" in body:
+            return await state.openai_serving_chat.explain(ChatCompletionRequest.model_validate(body))
+        completion = PromptCacheCompletionRequest.model_validate(body)
+    except ValidationError as error:
+        raise wrong_body(error) from None
+    return await state.openai_serving_completion.explain(completion)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise RefusedError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RefusedError("the body must be a JSON object")
+    return value
+
+
+@router.get("/stats")
+async def stats(request: Request) -> dict[str, Any]:
+    """Units and blocks by use, limits, and the number of schemas."""
+    return await _service(request).registry.stats()
