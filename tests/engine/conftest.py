@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.oracle import Oracle
-from tests.engine.support import Engine, open_engines, serving
+from tests.engine.support import Engine, SharedEngine, close_all, open_engines
 from vllm_promptcache.engine.module_store import Residency
 
 
@@ -16,17 +16,16 @@ def oracle() -> Oracle:
 
 
 @pytest.fixture(scope="module")
-def shared_engine(tiny_model: Path) -> Iterator[Engine]:
+def shared_engine(tiny_model: Path) -> Iterator[SharedEngine]:
     """One engine with the tiny model and plenty of blocks for all tests of a file."""
-    with serving(tiny_model) as engine:
-        yield engine
+    yield SharedEngine(tiny_model)
+    close_all()
 
 
 @pytest.fixture
-def engine(shared_engine: Engine) -> Engine:
+def engine(shared_engine: SharedEngine) -> Engine:
     """The file's shared engine with nothing resident."""
-    shared_engine.forget_everything()
-    return shared_engine
+    return shared_engine.get()
 
 
 @pytest.fixture(autouse=True)

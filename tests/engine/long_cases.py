@@ -56,7 +56,11 @@ LONG_CASES: tuple[Case, ...] = (
         {100 tokens: q}</prompt>""",
     ),
     Case("long-nothing-new", _LONG, '<prompt schema="long"><guide/><last/></prompt>'),
-    Case("long-text-inside", _LONG, '<prompt schema="long"><guide>{64 tokens: x}<left/></guide><last/></prompt>'),
+    Case(
+        "long-text-inside",
+        _LONG,
+        '<prompt schema="long"><guide>{64 tokens: x}<left/></guide><last/></prompt>',
+    ),
     Case("long-only-new", _LONG, '<prompt schema="long">{300 tokens: q}</prompt>'),
     Case(
         "long-stand-in-chosen",

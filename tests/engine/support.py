@@ -21,6 +21,7 @@ import torch
 from vllm import SamplingParams, TokensPrompt
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
@@ -91,7 +92,8 @@ class Engine:
 
     def add(self, prompt: Plan | Sequence[int], params: SamplingParams | None = None, **more: Any) -> str:
         """Queue a composed or a plain request; returns the name under which its output is found."""
-        params = params or greedy()
+        params = (params or greedy()).clone()
+        params.output_kind = RequestOutputKind.FINAL_ONLY
         if isinstance(prompt, Plan):
             params = composed(params, prompt)
             token_ids = prompt_token_ids(prompt)
@@ -179,13 +181,37 @@ class Engine:
         self.core = self.scheduler = None
         del self.llm_engine
         gc.collect()
-        if not open_engines:  # the others still need the process groups
-            cleanup_dist_env_and_memory()
+        cleanup_dist_env_and_memory()
+
+
+class SharedEngine:
+    """An engine that is started when it is first asked for, and again after another one took its place."""
+
+    def __init__(self, model: Path | str, **settings: Any):
+        self._model, self._settings = model, settings
+        self._engine: Engine | None = None
+
+    def get(self) -> Engine:
+        """The engine, with nothing resident."""
+        if self._engine is None or self._engine not in open_engines:
+            close_all()
+            self._engine = Engine(self._model, **self._settings)
+        self._engine.forget_everything()
+        return self._engine
+
+
+def close_all() -> None:
+    """Check and close open engines: vLLM has one set of process groups, which an engine takes down."""
+    for engine in list(open_engines):
+        engine.finish_or_abort()
+        engine.check()
+        engine.close()
 
 
 @contextlib.contextmanager
 def serving(model: Path | str, **settings: Any) -> Iterator[Engine]:
-    """An engine for a `with` block; its blocks are checked at the end."""
+    """An engine for a `with` block, the only one meanwhile; its blocks are checked at the end."""
+    close_all()
     engine = Engine(model, **settings)
     try:
         yield engine

@@ -164,9 +164,7 @@ def test_forgotten_units_leave_when_their_last_request_ends(engine: Engine) -> N
     assert engine.call("stats")["blocks_free"] == engine.call("stats")["blocks_total"]
 
 
-def test_units_forgotten_while_they_are_encoded_are_encoded_for_who_waits(
-    shared_engine: Engine, engine: Engine
-) -> None:
+def test_units_forgotten_while_they_are_encoded_are_encoded_for_who_waits(engine: Engine) -> None:
     prompt = simple("forgotten early", num_tokens=3000)
     (expected,) = engine.ask([prompt])
     engine.forget_everything()
