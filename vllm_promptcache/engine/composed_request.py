@@ -20,7 +20,7 @@ class ComposedRequest:
     ``seated`` is true while the request holds its shared blocks. ``num_encoded_units`` counts the units
     that were not resident when it arrived. ``num_history_tokens`` of its new tokens are earlier turns of
     the conversation, whose states may be found in the prefix cache; ``found`` holds the private blocks
-    that were, at the last look.
+    that were, at the last look. ``reported`` is true once the front end knows what was reused.
     """
 
     request: Request
@@ -31,6 +31,18 @@ class ComposedRequest:
     num_encoded_units: int = 0
     num_history_tokens: int = 0
     found: list[KVCacheBlock] = field(default_factory=list)
+    reported: bool = False
+
+    @property
+    def report(self) -> dict[str, int]:
+        """What was reused, for the front end: units are called modules there."""
+        num_units = len(self.composition.unit_keys)
+        return {
+            "modules_resident": num_units - self.num_encoded_units,
+            "modules_encoded": self.num_encoded_units,
+            "tokens_reused": self.num_found_tokens,
+            "tokens_new": self.seats.num_prompt_tokens - self.num_found_tokens,
+        }
 
     @property
     def num_found_tokens(self) -> int:

@@ -12,7 +12,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
@@ -177,17 +177,9 @@ class PromptCacheScheduling(Base):
             if self.store.units[encodes].residency is Residency.ENCODING:
                 self.store.interrupt_encoding(encodes, given_up=True)
             self.store.unname(encodes)
-        keys = composed.composition.unit_keys
-        for key in keys:
+        for key in composed.composition.unit_keys:
             self.store.unname(key)
-        seats = composed.seats
-        report = {
-            "modules_resident": len(keys) - composed.num_encoded_units,
-            "modules_encoded": composed.num_encoded_units,
-            "tokens_reused": composed.num_found_tokens,
-            "tokens_new": seats.num_prompt_tokens - composed.num_found_tokens,
-        }
-        return {**(kv_params or {}), EXTRA_ARG: report}, ec_params
+        return {**(kv_params or {}), EXTRA_ARG: composed.report}, ec_params
 
     # -- encoding --------------------------------------------------------------------------------
 
@@ -279,15 +271,24 @@ class PromptCacheScheduling(Base):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """As vLLM's, without the outputs of encoding requests, which nobody asked for."""
+        """As vLLM's, without the outputs of encoding requests, which nobody asked for, and with a report
+        in the first output of each composed one: the front end may end a request at a stop string."""
         composed = bool(self.composed)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if composed and any(i.startswith(ENCODING_ID) for i in scheduler_output.num_scheduled_tokens):
+        if composed:
             for per_client in outputs.values():
                 per_client.outputs = [
                     o for o in per_client.outputs if not o.request_id.startswith(ENCODING_ID)
                 ]
+                for output in per_client.outputs:
+                    self._report_once(output)
         return outputs
+
+    def _report_once(self, output: EngineCoreOutput) -> None:
+        composed = self.composed.get(output.request_id)
+        if composed is not None and not composed.reported:
+            composed.reported = True
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA_ARG: composed.report}
 
     def prompt_cache(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end; see ``ModuleControl``."""

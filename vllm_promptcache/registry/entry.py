@@ -70,8 +70,8 @@ class SchemaEntry:
                 return scaffold.unit.digest
         if found is not None:
             raise RefusedError(f"module {name!r} has no cached text of its own", field="modules")
-        message = f"{unknown('module', name, self._by_path)} in schema {self.name!r}"
-        raise RefusedError(message, NOT_FOUND, field="modules")
+        message = unknown("module", name, self._by_path)
+        raise RefusedError(f"schema {self.name!r}: {message}", NOT_FOUND, field="modules")
 
     @cached_property
     def _by_path(self) -> dict[str, ModuleLayout]:

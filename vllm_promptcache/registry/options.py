@@ -32,7 +32,7 @@ class PromptOptions:
         known = [field.name for field in fields(cls)]
         problems = [unknown("option", str(name), known) for name in value if name not in known]
         if problems:
-            raise _bad(f"prompt_cache: {'; '.join(problems)}; known options: {', '.join(known)}")
+            raise _bad(f"prompt_cache: {' '.join(problems)} (known options: {', '.join(known)})")
         if not isinstance(value.get("reuse", True), bool):
             raise _bad("prompt_cache: 'reuse' must be true or false")
         return cls(**value)

@@ -6,16 +6,16 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from vllm_promptcache.errors import PMLError
+from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.plan.explain import plan_to_json
 from vllm_promptcache.registry.describe import details, summary
 from vllm_promptcache.registry.entry import SchemaEntry
-from vllm_promptcache.registry.errors import FORBIDDEN, RefusedError
+from vllm_promptcache.registry.errors import FORBIDDEN, NOT_FOUND, RefusedError
 from vllm_promptcache.server.bodies import ModulesBody, SchemaBody, is_json, read_body, read_json
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
 from vllm_promptcache.server.errors import json_error, wrong_body
@@ -105,7 +105,7 @@ async def change_residency(request: Request, name: str, operation: str) -> Any:
     registry = service.registry
     operations = {"pin": registry.pin, "unpin": registry.unpin, "warm": registry.warm}
     if operation not in operations:
-        return Response(status_code=404)
+        raise RefusedError(unknown("operation", operation, operations), NOT_FOUND)
     body = await read_json(request, ModulesBody, service.config.max_document_bytes)
     await operations[operation](name, body.modules)
     return await _described(service, registry[name])
