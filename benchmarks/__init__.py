@@ -1,0 +1,1 @@
+"""Benchmarks of vllm-promptcache: ``python -m benchmarks NAME``; see docs/performance.md."""

@@ -1,0 +1,214 @@
+"""Requests over HTTP with streaming, made and timed by vLLM's own serving benchmark.
+
+``vllm bench serve`` has no way to register a dataset, so its functions are called instead: a data set
+type for PML whose requests carry ``pml`` as one more field of the body, its request function for one
+request at a time, and its ``benchmark`` for many at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from vllm.benchmarks.datasets import BenchmarkDataset, SampleRequest
+from vllm.benchmarks.lib.endpoint_request_func import (
+    AIOHTTP_TIMEOUT,
+    ASYNC_REQUEST_FUNCS,
+    RequestFuncInput,
+    RequestFuncOutput,
+)
+from vllm.benchmarks.serve import TaskType, benchmark
+
+from benchmarks.servers import MODEL_NAME, Server, ServerError
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+# vLLM's names for the two request functions.
+BACKENDS = {COMPLETIONS: "openai", CHAT: "openai-chat"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: a prompt (text, token IDs or chat messages), what comes with it, tokens to answer."""
+
+    prompt: str | list[int] | list[dict[str, str]]
+    num_prompt_tokens: int
+    num_answer_tokens: int = 1
+    body: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The API it is for."""
+        is_chat = isinstance(self.prompt, list) and (not self.prompt or isinstance(self.prompt[0], dict))
+        return CHAT if is_chat else COMPLETIONS
+
+    def to_sample(self) -> SampleRequest:
+        """As vLLM's serving benchmark takes it."""
+        chat: Any = self.prompt if self.path == CHAT else None
+        return SampleRequest(
+            prompt="" if chat is not None else self.prompt,
+            prompt_len=self.num_prompt_tokens,
+            expected_output_len=self.num_answer_tokens,
+            chat_messages=chat,
+            request_overrides={"temperature": 0.0, "ignore_eos": True, **self.body},
+        )
+
+
+class PMLDataset(BenchmarkDataset):
+    """A data set type of vLLM's serving benchmark: requests that may carry PML.
+
+    ``dataset_path`` is a JSONL file of ``{"prompt", "prompt_len", "output_len", "body": {"pml": …}}``;
+    or give the requests themselves.
+    """
+
+    def __init__(self, asks: Iterable[Ask] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data: list[Ask] = list(asks) if asks is not None else self._read()
+
+    def _read(self) -> list[Ask]:
+        lines = Path(str(self.dataset_path)).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        return [Ask(r["prompt"], r["prompt_len"], r["output_len"], r.get("body", {})) for r in rows]
+
+    def sample(self, tokenizer: Any = None, num_requests: int | None = None, **_: Any) -> list[SampleRequest]:  # type: ignore[override]
+        """The first ``num_requests`` requests, all by default."""
+        return [ask.to_sample() for ask in self.data[:num_requests]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, in milliseconds: to the first token, between later ones, to the end."""
+
+    ttft_ms: float
+    between_ms: tuple[float, ...]
+    latency_ms: float
+    num_answer_tokens: int
+    text: str
+
+    @property
+    def tpot_ms(self) -> float:
+        """Mean time per output token after the first one."""
+        return (self.latency_ms - self.ttft_ms) / max(self.num_answer_tokens - 1, 1)
+
+
+def ask_in_turn(asks: Sequence[tuple[Server, Ask]]) -> list[Answer]:
+    """One request after another, each to its server, over kept-alive connections."""
+
+    async def run() -> list[Answer]:
+        async with aiohttp.ClientSession(timeout=AIOHTTP_TIMEOUT) as session:
+            answers = []
+            for server, ask in asks:
+                request = RequestFuncInput(
+                    prompt=ask.prompt if ask.path == COMPLETIONS else "",
+                    api_url=server.url + ask.path,
+                    prompt_len=ask.num_prompt_tokens,
+                    output_len=ask.num_answer_tokens,
+                    model=MODEL_NAME,
+                    extra_body=ask.to_sample().request_overrides,
+                    chat_messages=ask.to_sample().chat_messages,
+                )
+                output = await ASYNC_REQUEST_FUNCS[BACKENDS[ask.path]](request, session)
+                answers.append(_answer(output, server))
+            return answers
+
+    return asyncio.run(run())
+
+
+def _answer(output: RequestFuncOutput, server: Server) -> Answer:
+    if not output.success:
+        server.check_alive()
+        raise ServerError(f"{server.name} did not answer: {output.error}; see {server.log}")
+    return Answer(
+        output.ttft * 1e3,
+        tuple(t * 1e3 for t in output.itl),
+        output.latency * 1e3,
+        output.output_tokens or 0,
+        output.generated_text,
+    )
+
+
+@dataclass(frozen=True)
+class Burst:
+    """What vLLM's serving benchmark says of many requests."""
+
+    seconds: float
+    num_requests: int
+    num_answer_tokens: int
+    ttfts_ms: tuple[float, ...]
+    tpots_ms: tuple[float, ...]
+
+    @property
+    def requests_per_s(self) -> float:
+        """Throughput."""
+        return self.num_requests / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {
+            "seconds": self.seconds,
+            "requests_per_s": self.requests_per_s,
+            "answer_tokens_per_s": self.num_answer_tokens / self.seconds,
+            "ttfts_ms": [round(t, 3) for t in self.ttfts_ms],
+            "tpots_ms": [round(t, 4) for t in self.tpots_ms],
+        }
+
+
+def ask_at_once(server: Server, asks: Sequence[Ask], concurrency: int) -> Burst:
+    """All requests, so many at a time: ``vllm bench serve --max-concurrency``."""
+    samples = PMLDataset(asks).sample()
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = asyncio.run(
+            benchmark(
+                task_type=TaskType.GENERATION,
+                endpoint_type=BACKENDS[asks[0].path],
+                api_url=server.url + asks[0].path,
+                base_url=server.url,
+                model_id=MODEL_NAME,
+                model_name=MODEL_NAME,
+                tokenizer=None,
+                input_requests=samples,
+                logprobs=None,
+                request_rate=float("inf"),
+                burstiness=1.0,
+                disable_tqdm=True,
+                num_warmups=0,
+                profile=False,
+                selected_percentile_metrics=["ttft", "tpot"],
+                selected_percentiles=[99.0],
+                ignore_eos=True,
+                goodput_config_dict={},
+                max_concurrency=concurrency,
+                lora_modules=None,
+                extra_headers=None,
+                extra_body=None,
+                ready_check_timeout_sec=0,
+            )
+        )
+    if result["failed"]:
+        server.check_alive()
+        errors = [error for error in result["errors"] if error]
+        raise ServerError(f"{server.name}: {result['failed']} of {len(asks)} requests failed: {errors[:1]}")
+    later = [sum(itl) / len(itl) * 1e3 for itl in result["itls"] if itl]
+    return Burst(
+        result["duration"],
+        result["completed"],
+        result["total_output_tokens"],
+        tuple(t * 1e3 for t in result["ttfts"]),
+        tuple(later),
+    )
+
+
+def cached_tokens(server: Server, ask: Ask) -> int:
+    """Ask once, untimed and without streaming: how many tokens does the server say it reused?"""
+    body = {"model": MODEL_NAME, "temperature": 0.0, "ignore_eos": True, **ask.body}
+    body["messages" if ask.path == CHAT else "prompt"] = ask.prompt
+    body["max_tokens"] = ask.num_answer_tokens
+    usage = server.call("POST", ask.path, body)["usage"]
+    return int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)

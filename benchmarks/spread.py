@@ -1,0 +1,85 @@
+"""Medians with their spread, and ratios pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of ``count`` samples."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, samples: Iterable[float]) -> Spread:
+        """The spread of at least one sample.
+
+        Raises:
+            ValueError: there is none.
+        """
+        values = np.asarray(list(samples), float)
+        if not len(values):
+            raise ValueError("no samples")
+        low, median, high = np.percentile(values, (25, 50, 75))
+        return cls(float(median), float(low), float(high), len(values))
+
+    def to_json(self) -> dict[str, float | int]:
+        """Plain types, for JSON."""
+        return {"median": self.median, "q1": self.low, "q3": self.high, "samples": self.count}
+
+    def text(self, digits: int = 1) -> str:
+        """``12.3 (12.1 to 12.9)``."""
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+# The place of a sample in a run: pairs are samples at the same place.
+Place = tuple[int, ...]
+
+
+def pair_ratios(above: Mapping[Place, float], below: Mapping[Place, float]) -> list[float]:
+    """Ratios of the samples that both have at a place, in order of places."""
+    return [above[place] / below[place] for place in sorted(above) if place in below]
+
+
+def ratio_of(above: Mapping[Place, float], below: Mapping[Place, float]) -> Spread | None:
+    """The spread of ratios pair by pair, or None where nothing pairs."""
+    ratios = pair_ratios(above, below)
+    return Spread.of(ratios) if ratios else None
+
+
+def by_place(samples: Iterable[Mapping[str, Any]], value: str) -> dict[Place, float]:
+    """``{"place": [0, 1], value: 12.3}`` samples by place."""
+    return {tuple(s["place"]): float(s[value]) for s in samples}
+
+
+def interleave(repeats: Mapping[str, int], rounds: int) -> list[tuple[str, Place]]:
+    """Who is measured when: ways in turn, so that neighbours in time make a pair.
+
+    A way with ``repeats`` 3 comes three times a round. Each turn begins with another way, and every
+    second one runs backwards (A B C, C A B backwards, ...), so that no way always follows the same one.
+    """
+    ways = list(repeats)
+    order: list[tuple[str, Place]] = []
+    turn = 0
+    for index in range(rounds):
+        for repeat in range(max(repeats.values(), default=0)):
+            shift = turn % len(ways)
+            turned = [*ways[shift:], *ways[:shift]]
+            if turn % 2:
+                turned.reverse()
+            order += [(way, (index, repeat)) for way in turned if repeat < repeats[way]]
+            turn += 1
+    return order
+
+
+def split_evenly(total: int, count: int) -> Sequence[int]:
+    """``count`` integers that differ by at most one and make ``total``."""
+    return [total // count + (index < total % count) for index in range(count)]

@@ -1,0 +1,329 @@
+"""Time to first token, one request at a time over HTTP (paper, section 5.2)."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from benchmarks.load import Ask, ask_in_turn, cached_tokens
+from benchmarks.modules import Schema, joined_ids, joined_text, make_schema, shuffled, some
+from benchmarks.plot import Panel, Series
+from benchmarks.report import Figure, Table, shown
+from benchmarks.run import Cell, Result, Run
+from benchmarks.servers import Plugin, Server
+from benchmarks.settings import Settings
+from benchmarks.spread import Place, Spread, by_place, interleave, ratio_of
+from benchmarks.text import TextSource, read_corpus
+
+CACHED = (1024, 2048, 4096, 8192)
+NEW = (16, 64, 256)
+MODULES = (1, 8, 32)
+
+# What is compared. All go to one server with the plugin on; only `warm…` and `cold…` carry PML.
+WAYS = {
+    "full": "full prefill: nothing is found in a cache (a salt of its own)",
+    "prefix": "perfect prefix: vLLM's prefix cache has all of it, in whole blocks",
+    "prefix-text": "the same, sent as text instead of token IDs",
+    "warm": "composed of resident modules",
+    "reordered": "the modules in another order each time, plain, prefix cache on",
+    "subset": "another half of the modules each time, plain, prefix cache on",
+    "warm-subset": "another half of the modules each time, composed",
+    "cold": "composed, no module resident (a salt of its own)",
+    "cold-inline": "composed, no module resident, the schema sent with the request",
+}
+FAST = ("prefix", "prefix-text", "warm", "warm-subset")
+MANY_MODULES = ("reordered", "subset", "warm-subset")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the grid. ``block_size`` None is the settings'."""
+
+    cached: int
+    new: int
+    modules: int
+    block_size: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the result: ``4096:24:8``, ``4096:24:8:bs32``."""
+        size = "" if self.block_size is None else f":bs{self.block_size}"
+        return f"{self.cached}:{self.new}:{self.modules}{size}"
+
+    @classmethod
+    def read(cls, text: str) -> Point:
+        """``4k:24:8`` or ``4096:24:8:bs32``."""
+        cached, new, modules, *size = text.strip().split(":")
+        count = int(cached[:-1]) * 1024 if cached.endswith("k") else int(cached)
+        return cls(count, int(new), int(modules), int(size[0].removeprefix("bs")) if size else None)
+
+
+NAMED = (
+    Point(4096, 24, 8),
+    Point(4096, 16, 8),
+    Point(8192, 16, 8),
+    Point(4096, 24, 8, 32),
+)
+
+
+def add_arguments(parser: Any) -> None:
+    """Options of this benchmark."""
+    parser.add_argument(
+        "--grid",
+        default="all",
+        help="all: the figures to reach, then the whole grid; named: only the former; grid: only the latter; "
+        "or CACHED:NEW:MODULES[:bsSIZE],… (default: %(default)s)",
+    )
+    parser.add_argument("--ways", default=",".join(w for w in WAYS if w != "cold-inline"))
+    parser.add_argument("--rounds", type=int, help="samples of slow ways (default: 3; figures to reach: 5)")
+    parser.add_argument("--fast", type=int, help="samples of fast ways a round (default: 7; figures: 8)")
+
+
+def points_of(grid: str, *, quick: bool) -> tuple[Point, ...]:
+    """The points that ``--grid`` names."""
+    if quick and grid == "all":
+        return (Point(512, 24, 4), Point(512, 24, 4, 32))
+    whole = tuple(Point(c, n, m) for c, m, n in itertools.product(CACHED, MODULES, NEW))
+    if grid in ("all", "named", "grid"):
+        points = (*(NAMED if grid != "grid" else ()), *(whole if grid != "named" else ()))
+        return tuple(dict.fromkeys(points))
+    return tuple(Point.read(text) for text in grid.split(","))
+
+
+def run(run: Run, args: argparse.Namespace) -> None:
+    """Measure all points, those of one block size on one server."""
+    settings = run.settings
+    source = TextSource(
+        read_corpus(settings.data), AutoTokenizer.from_pretrained(settings.model), settings.seed
+    )
+    run.result["text"] = {"source": source.corpus.source, "tokens": source.num_distinct_tokens}
+    run.result["ways"] = WAYS
+    ways = args.ways.split(",")
+    points = sorted(points_of(args.grid, quick=settings.quick), key=lambda p: p.block_size or 0)
+    for size, group in itertools.groupby(points, key=lambda p: p.block_size):
+        wanted = [point for point in group if run.wants(point.key)]
+        if not wanted:
+            continue
+        run.say(f"starting a server, block size {size or settings.block_size or 'default'}")
+        with Server(settings, Plugin.ON, block_size=size) as server:
+            run.add_server(server.describe())
+            for point in wanted:
+                if run.is_over:
+                    run.wants(point.key)
+                    continue
+                rounds, fast = _counts(point, args, settings)
+                cell = _Measurement(server, settings, point, source).measure(ways, rounds, fast)
+                run.add(point.key, cell)
+                run.say(f"{point.key}: {_line(cell)}")
+
+
+def _counts(point: Point, args: argparse.Namespace, settings: Settings) -> tuple[int, int]:
+    rounds, fast = (2, 2) if settings.quick else (5, 8) if point in NAMED else (3, 7)
+    return args.rounds or rounds, args.fast or fast
+
+
+class _Measurement:
+    """All ways at one point, on texts of its own."""
+
+    def __init__(self, server: Server, settings: Settings, point: Point, source: TextSource):
+        self.server, self.point, self.source = server, point, source
+        self.rng = np.random.default_rng(settings.seed)
+        self.cached = settings.cached_tokens(point.cached)
+        self.schema = make_schema(f"s{uuid4().hex[:8]}", self.cached, point.modules, source, self.rng)
+
+    def measure(self, ways: list[str], rounds: int, fast: int) -> Cell:
+        """Samples of all ways, and how many tokens the server says it reused before and after them."""
+        self.server.forget_states()
+        self.server.register(self.schema.to_pml())
+        chosen = [w for w in ways if self.point.modules > 1 or w not in MANY_MODULES]
+        asks = {way: getattr(self, "_" + way.replace("-", "_"))() for way in chosen}
+        # Warm up: twice, as the first request is what fills the caches.
+        reused = {way: [cached_tokens(self.server, next(asks[way])) for _ in range(2)] for way in chosen}
+        order = interleave({way: fast if way in FAST else 1 for way in chosen}, rounds)
+        answers = ask_in_turn([(self.server, next(asks[way])) for way, _ in order])
+        for way in chosen:
+            if way in FAST:
+                reused[way].append(cached_tokens(self.server, next(asks[way])))
+        self.server.unregister(self.schema.name)
+        samples: dict[str, list[dict[str, Any]]] = {way: [] for way in chosen}
+        for (way, place), answer in zip(order, answers, strict=True):
+            samples[way].append({"place": place, "ttft_ms": round(answer.ttft_ms, 3)})
+        lengths = [len(m.token_ids) for m in self.schema.modules]
+        return {
+            "cached_tokens": self.cached,
+            "new_tokens": self.point.new,
+            "module_tokens": lengths,
+            "reused_tokens": reused,
+            "samples": samples,
+        }
+
+    def _plain(self, tokens: Callable[[], list[int]], **body: Callable[[], Any]) -> Iterator[Ask]:
+        while True:
+            prompt = [*tokens(), *self.source.token_ids(self.source.take(self.point.new))]
+            yield Ask(prompt, len(prompt), body={key: value() for key, value in body.items()})
+
+    def _composed(self, pml: Callable[[], str], **body: Callable[[], Any]) -> Iterator[Ask]:
+        while True:
+            new = self.source.take(self.point.new)
+            more = {key: value() for key, value in body.items()}
+            yield Ask(new, self.cached + self.point.new, body={"pml": pml(), **more})
+
+    def _full(self) -> Iterator[Ask]:
+        return self._plain(lambda: joined_ids(self.schema.modules), cache_salt=_salt)
+
+    def _prefix(self) -> Iterator[Ask]:
+        return self._plain(lambda: joined_ids(self.schema.modules))
+
+    def _prefix_text(self) -> Iterator[Ask]:
+        while True:
+            text = joined_text(self.schema.modules) + self.source.take(self.point.new)
+            yield Ask(text, self.cached + self.point.new)
+
+    def _reordered(self) -> Iterator[Ask]:
+        return self._plain(lambda: joined_ids(shuffled(self.schema.modules, self.rng)))
+
+    def _subset(self) -> Iterator[Ask]:
+        return self._plain(lambda: joined_ids(some(self.schema.modules, self.rng)))
+
+    def _warm(self) -> Iterator[Ask]:
+        return self._composed(self.schema.prompt)
+
+    def _warm_subset(self) -> Iterator[Ask]:
+        return self._composed(lambda: self.schema.prompt(some(self.schema.modules, self.rng)))
+
+    def _cold(self) -> Iterator[Ask]:
+        return self._composed(self.schema.prompt, cache_salt=_salt)
+
+    def _cold_inline(self) -> Iterator[Ask]:
+        def pml() -> str:
+            return Schema(f"i{uuid4().hex[:8]}", self.schema.modules).in_one()
+
+        return self._composed(pml, cache_salt=_salt)
+
+
+def _salt() -> str:
+    return uuid4().hex
+
+
+# -- the result ----------------------------------------------------------------------------------------
+
+RATIOS = (
+    ("warm / prefix", "warm", "prefix"),
+    ("full / warm", "full", "warm"),
+    ("cold / full", "cold", "full"),
+    ("reordered / warm", "reordered", "warm"),
+    ("subset / warm subset", "subset", "warm-subset"),
+    ("warm / prefix as text", "warm", "prefix-text"),
+    ("cold inline / full", "cold-inline", "full"),
+)
+
+
+def _times(cell: Cell, way: str) -> dict[Place, float]:
+    return by_place(cell["samples"].get(way, ()), "ttft_ms")
+
+
+def _spread(cell: Cell, way: str) -> Spread | None:
+    times = _times(cell, way)
+    return Spread.of(times.values()) if times else None
+
+
+def _ratio(cell: Cell, above: str, below: str) -> Spread | None:
+    return ratio_of(_times(cell, above), _times(cell, below))
+
+
+def _line(cell: Cell) -> str:
+    found = ((name, _ratio(cell, above, below)) for name, above, below in RATIOS[:3])
+    return ", ".join(f"{name} {ratio.median:.3f}" for name, ratio in found if ratio is not None)
+
+
+def tables(result: Result) -> list[Table]:
+    """Times, ratios, and what the server says it reused."""
+    cells: dict[str, Cell] = result["cells"]
+    ways = [way for way in WAYS if any(way in cell["samples"] for cell in cells.values())]
+    key = "cached:new:modules"
+    times = [(k, *(shown(_spread(cell, way)) for way in ways)) for k, cell in cells.items()]
+    ratios = [(k, *(shown(_ratio(cell, a, b), 2) for _, a, b in RATIOS)) for k, cell in cells.items()]
+    reused = [
+        (k, *("/".join(map(str, cell["reused_tokens"].get(way, ()))) for way in ways))
+        for k, cell in cells.items()
+    ]
+    note = f"Text: {result['text']['source']}, {result['text']['tokens']} tokens. " + "; ".join(
+        f"*{way}*: {WAYS[way]}" for way in ways
+    )
+    clamped = [
+        f"{k} has {c['cached_tokens']}" for k, c in cells.items() if not k.startswith(str(c["cached_tokens"]))
+    ]
+    if clamped:
+        note += f". Cached tokens are as many as fit the model's positions: {', '.join(clamped)}."
+    return [
+        Table("Ratios", (key, *(name for name, _, _ in RATIOS)), tuple(ratios)),
+        Table("Time to first token, ms", (key, *ways), tuple(times), note),
+        Table(
+            "Tokens that the server says it reused: first, second, last request", (key, *ways), tuple(reused)
+        ),
+    ]
+
+
+def figures(result: Result) -> list[Figure]:
+    """The figures of issue 3 that were measured."""
+    wanted = [
+        ("4096:24:8", "warm", "prefix", 1.00, True, "warm / perfect prefix, 4k in 8 ragged modules, 24 new"),
+        ("4096:24:8:bs32", "warm", "prefix", 1.03, True, "the same with block size 32"),
+        ("4096:16:8", "full", "warm", 40, False, "full prefill / warm, 4k, 16 new"),
+        ("8192:16:8", "full", "warm", 80, False, "full prefill / warm, 8k, 16 new"),
+        ("4096:16:8", "cold", "full", 1.05, True, "cold / full prefill, 4k, 16 new"),
+        ("8192:16:8", "cold", "full", 1.05, True, "cold / full prefill, 8k, 16 new"),
+    ]
+    found = []
+    for key, above, below, target, at_most, what in wanted:
+        ratio = _ratio(result["cells"][key], above, below) if key in result["cells"] else None
+        if ratio is not None:
+            found.append(Figure(what, ratio, target, at_most))
+    ratios = {
+        key: ratio for key, cell in result["cells"].items() if (ratio := _ratio(cell, "warm", "prefix"))
+    }
+    if ratios:
+        worst = max(ratios, key=lambda key: ratios[key].median)
+        found.append(Figure(f"warm / perfect prefix, worst of the grid ({worst})", ratios[worst], 1.10, True))
+    return found
+
+
+def panels(result: Result) -> list[Panel]:
+    """Times by cached tokens, and the ratio to a perfect prefix by cached tokens and modules."""
+    cells = [(Point.read(k), c) for k, c in result["cells"].items()]
+    base = [(p, c) for p, c in cells if p.block_size is None]
+    best = max(
+        {(p.new, p.modules) for p, _ in base}, key=lambda nm: sum((p.new, p.modules) == nm for p, _ in base)
+    )
+    shown_cells = sorted(((p, c) for p, c in base if (p.new, p.modules) == best), key=lambda pc: pc[0].cached)
+    times = tuple(
+        Series(way, tuple((c["cached_tokens"], s) for _, c in shown_cells if (s := _spread(c, way))))
+        for way in WAYS
+        if any(way in c["samples"] for _, c in shown_cells)
+    )
+    title = f"{best[0]} new tokens, {best[1]} modules"
+    ratios = []
+    for modules in sorted({p.modules for p, _ in base}):
+        for new in sorted({p.new for p, _ in base}):
+            points = [
+                (c["cached_tokens"], r)
+                for p, c in base
+                if (p.new, p.modules) == (new, modules) and (r := _ratio(c, "warm", "prefix"))
+            ]
+            if points:
+                ratios.append(
+                    Series(f"{modules} modules, {new} new", tuple(sorted(points, key=lambda xy: xy[0])))
+                )
+    return [
+        Panel(f"Time to first token: {title}", "cached tokens", "ms", times, log_x=True, log_y=True),
+        Panel(
+            "Warm composed / perfect prefix", "cached tokens", "ratio", tuple(ratios), log_x=True, line_at=1.0
+        ),
+    ]
