@@ -1,0 +1,58 @@
+"""Shows what a prompt reuses and what it computes, without running the model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vllm_promptcache.cli.failure import Failure
+from vllm_promptcache.cli.model_files import add_model_arguments, load_model_files
+from vllm_promptcache.cli.picture import draw_plan
+from vllm_promptcache.layout.build import build_layout
+from vllm_promptcache.layout.schema import find_layout
+from vllm_promptcache.plan.build import build_plan
+from vllm_promptcache.plan.explain import plan_to_json
+from vllm_promptcache.pml.parser import load_schema_file
+
+HELP = "show what a prompt reuses and what it computes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommand's arguments."""
+    add_model_arguments(parser, required=True)
+    parser.add_argument(
+        "--schema",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a document with the schema (may be given again; not needed where the prompt's document has it)",
+    )
+    parser.add_argument(
+        "--prompt", type=Path, required=True, metavar="FILE", help="a document with the prompt"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a picture of the plan, or the plan as JSON."""
+    documents = [load_schema_file(path) for path in [*arguments.schema, arguments.prompt]]
+    prompt = documents[-1].prompt
+    if prompt is None:
+        raise Failure(f"there is no prompt in {str(arguments.prompt)!r}")
+    files = load_model_files(arguments)
+    schemas = {schema.name: schema for document in documents for schema in document.schemas}
+    # All of them, so that a misspelt name can be told from the known ones.
+    layouts = {
+        name: build_layout(schema, files.encoder, files.max_model_len) for name, schema in schemas.items()
+    }
+    layout = find_layout(prompt, layouts)
+    plan = build_plan(layout, prompt)
+    if arguments.json:
+        print(json.dumps(plan_to_json(plan)))
+        return 0
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(draw_plan(plan, layout, files.tokenizer, unicode=unicode))
+    return 0

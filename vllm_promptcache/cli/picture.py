@@ -1,0 +1,99 @@
+"""A plan to look at: a map of the positions and a line a segment."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.plan.plan import CachedSegment, Plan, Segment
+
+MAP_COLUMNS = 64
+_NAME_COLUMNS = 32
+_TEXT_COLUMNS = 44
+
+# What a column of the map holds most of.
+_UNICODE_CELLS = {"cached": "█", "new": "▒", "gap": "·"}
+_ASCII_CELLS = {"cached": "#", "new": "+", "gap": "."}
+
+
+def draw_plan(plan: Plan, layout: SchemaLayout, tokenizer: Any, unicode: bool = True) -> str:
+    """Lines of text, without a line feed at the end. `tokenizer` is a Hugging Face tokenizer."""
+    cells = _UNICODE_CELLS if unicode else _ASCII_CELLS
+    end = plan.next_position
+    lines = [
+        f"schema {plan.schema} (encode={layout.encode}, {layout.num_positions} positions),"
+        f" digest {plan.digest[:12]}",
+        f"{plan.num_cached_tokens} tokens reused, {plan.num_new_tokens} computed,"
+        f" {end - plan.num_cached_tokens - plan.num_new_tokens} positions left empty;"
+        f" generation starts at position {end} of {layout.max_model_len}",
+        "",
+        f"{cells['cached']} reused   {cells['new']} computed   {cells['gap']} empty",
+        f"0 {_map(plan, cells)} {end}",
+        "",
+        f"{'positions':>15}  {'tokens':>6}  {'from':<{_NAME_COLUMNS + 2}}  text",
+    ]
+    position = 0
+    for segment in plan.segments:
+        ids, start = _tokens(segment)
+        if start > position:
+            lines.append(f"{_range(position, start)}  {start - position:>6}  {cells['gap']} empty")
+        position = start + len(ids)
+        is_cached = isinstance(segment, CachedSegment)
+        name = segment.unit.id if isinstance(segment, CachedSegment) else segment.source
+        mark = cells["cached" if is_cached else "new"]
+        text = _shorten(ascii_or_text(str(tokenizer.decode(ids)), unicode), _TEXT_COLUMNS)
+        name = _shorten(name, _NAME_COLUMNS)
+        lines.append(f"{_range(start, position)}  {len(ids):>6}  {mark} {name:<{_NAME_COLUMNS}}  {text}")
+    lines += ["", *_unit_lines(plan)]
+    return "\n".join(lines)
+
+
+def ascii_or_text(text: str, unicode: bool) -> str:
+    """Text on one line, as a string literal shows it."""
+    return repr(text) if unicode else ascii(text)
+
+
+def _map(plan: Plan, cells: dict[str, str]) -> str:
+    """One character for each of at most `MAP_COLUMNS` equal shares of the positions."""
+    end = plan.next_position
+    kinds = np.zeros(end, np.int64)
+    for segment in plan.segments:
+        ids, start = _tokens(segment)
+        kinds[start : start + len(ids)] = 1 if isinstance(segment, CachedSegment) else 2
+    columns = min(MAP_COLUMNS, end)
+    edges = np.linspace(0, end, columns + 1).astype(np.int64)
+    drawn = ""
+    for first, last in pairwise(edges):
+        counts = np.bincount(kinds[first:last], minlength=3)
+        # A few new tokens in a wide share are what one looks for, so they win.
+        kind = "new" if counts[2] else "cached" if counts[1] >= counts[0] else "gap"
+        drawn += cells[kind]
+    return drawn
+
+
+def _tokens(segment: Segment) -> tuple[list[int], int]:
+    """A segment's token IDs and first position."""
+    if isinstance(segment, CachedSegment):
+        ids = segment.unit.token_ids[segment.start : segment.end]
+        return ids.tolist(), int(segment.unit.position_ids[segment.start])
+    return segment.token_ids.tolist(), int(segment.position_ids[0])
+
+
+def _unit_lines(plan: Plan) -> list[str]:
+    lines = ["encoded once and kept:"] if plan.units else []
+    for unit in plan.units:
+        seen = ", ".join(context.id for context in unit.context)
+        after = f" after {seen}" if seen else ""
+        lines.append(f"  {unit.id}: {unit.num_tokens} tokens{after}")
+    return lines
+
+
+def _range(start: int, end: int) -> str:
+    return f"{start:>6} .. {end:>5}"
+
+
+def _shorten(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: columns - 3] + "..."
