@@ -98,27 +98,50 @@ class Answer:
         return (self.latency_ms - self.ttft_ms) / max(self.num_answer_tokens - 1, 1)
 
 
+class Client:
+    """One request at a time, over connections that are kept alive."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._session: aiohttp.ClientSession | None = None
+
+    def __enter__(self) -> Client:
+        async def open_session() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(timeout=AIOHTTP_TIMEOUT)
+
+        self._session = self._loop.run_until_complete(open_session())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._session is not None
+        self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
+    def ask(self, server: Server, ask: Ask) -> Answer:
+        """Ask and wait for the whole answer.
+
+        Raises:
+            ServerError: there is none.
+        """
+        sample = ask.to_sample()
+        request = RequestFuncInput(
+            prompt=sample.prompt,
+            api_url=server.url + ask.path,
+            prompt_len=ask.num_prompt_tokens,
+            output_len=ask.num_answer_tokens,
+            model=MODEL_NAME,
+            extra_body=sample.request_overrides,
+            chat_messages=sample.chat_messages,
+        )
+        assert self._session is not None
+        asked: Any = ASYNC_REQUEST_FUNCS[BACKENDS[ask.path]](request, self._session)
+        return _answer(self._loop.run_until_complete(asked), server)
+
+
 def ask_in_turn(asks: Sequence[tuple[Server, Ask]]) -> list[Answer]:
-    """One request after another, each to its server, over kept-alive connections."""
-
-    async def run() -> list[Answer]:
-        async with aiohttp.ClientSession(timeout=AIOHTTP_TIMEOUT) as session:
-            answers = []
-            for server, ask in asks:
-                request = RequestFuncInput(
-                    prompt=ask.prompt if ask.path == COMPLETIONS else "",
-                    api_url=server.url + ask.path,
-                    prompt_len=ask.num_prompt_tokens,
-                    output_len=ask.num_answer_tokens,
-                    model=MODEL_NAME,
-                    extra_body=ask.to_sample().request_overrides,
-                    chat_messages=ask.to_sample().chat_messages,
-                )
-                output = await ASYNC_REQUEST_FUNCS[BACKENDS[ask.path]](request, session)
-                answers.append(_answer(output, server))
-            return answers
-
-    return asyncio.run(run())
+    """One request after another, each to its server."""
+    with Client() as client:
+        return [client.ask(server, ask) for server, ask in asks]
 
 
 def _answer(output: RequestFuncOutput, server: Server) -> Answer:
