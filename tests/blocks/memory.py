@@ -38,7 +38,7 @@ class Memory:
 
     def store(self, key: UnitKey, text: UnitText, head_tokens: int = 0) -> UnitGeometry:
         """Lay a unit out and write all its tokens where the geometry says they are kept."""
-        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, head_tokens)
+        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, head_tokens, text.breaks)
         self.geometries[key] = geometry
         self.blocks[key] = self.take(geometry.num_blocks)
         self.rows[key] = {}

@@ -69,7 +69,10 @@ def _texts(draw: st.DrawFn, names: list[str], sites: list[Site]) -> dict[str, Un
         kept = np.concatenate([np.full(s.num_tokens, s.kept) for s in own])
         context = tuple(key for key in texts if draw(st.booleans()))
         token_ids = np.arange(len(positions)) + 1000 * (1 + len(texts))
-        texts[name] = UnitText(token_ids.astype(np.int64), positions.astype(np.int64), kept, context)
+        breaks = draw(st.sets(st.integers(1, len(positions) - 1), max_size=3)) if len(positions) > 1 else ()
+        texts[name] = UnitText(
+            token_ids.astype(np.int64), positions.astype(np.int64), kept, context, tuple(sorted(breaks))
+        )
     return texts
 
 
@@ -83,7 +86,9 @@ def compositions(draw: st.DrawFn, world: World, head_tokens: int = 0) -> Composi
     items: list[Reused | Computed] = []
     for site in world.sites:
         if site.owner in included and site.kept:
-            items += _reused(world, site, items, head_tokens if draw(st.booleans()) else 0)
+            for piece in _pieces_from(world, site):
+                if draw(st.integers(0, 5)):
+                    items += _reused(world, site.owner, *piece, head_tokens if draw(st.booleans()) else 0)
         elif site.owner != GAP and draw(st.booleans()):
             items.append(Computed(site.first_position, draw(st.integers(1, site.num_tokens))))
     end = world.sites[-1].end_position + draw(st.integers(0, 3))
@@ -99,23 +104,24 @@ def compositions(draw: st.DrawFn, world: World, head_tokens: int = 0) -> Composi
     return Composition(tuple(items))
 
 
-def _reused(
-    world: World, site: Site, items: list[Reused | Computed], head_tokens: int
-) -> list[Reused | Computed]:
-    """What a site adds to a composition: pieces are whole, sites of one piece are joined."""
+def _pieces_from(world: World, site: Site) -> list[tuple[int, int]]:
+    """The pieces that begin on a site; they may reach over the next ones."""
     unit = world.units[site.owner]
-    starts, ends = find_pieces(unit.position_ids, unit.kept)
-    token = world.token_at[site.owner, site.first_position]
-    piece = int(np.searchsorted(ends, token, side="right"))
-    start, end = int(starts[piece]), int(ends[piece])
-    if start != token:  # the piece began at an earlier site, and stands there whole
-        return []
+    first = world.token_at[site.owner, site.first_position]
+    starts, ends = find_pieces(unit.position_ids, unit.kept, unit.breaks)
+    pieces = zip(starts.tolist(), ends.tolist(), strict=True)
+    return [(start, end) for start, end in pieces if first <= start < first + site.num_tokens]
+
+
+def _reused(world: World, name: str, start: int, end: int, head_tokens: int) -> list[Reused | Computed]:
+    """What a piece adds to a composition: as it is, or what is left behind the unit's head."""
+    unit = world.units[name]
     if not head_tokens:
-        return [Reused(site.owner, start, end)]
+        return [Reused(name, start, end)]
     kept = np.flatnonzero(unit.kept)
     cut = int(kept[head_tokens - 1]) + 1 if head_tokens <= len(kept) else len(unit.kept)
     head = min(max(cut - start, 0), end - start)
     if not head:
-        return [Reused(site.owner, start, end)]
-    computed = Computed(site.first_position, head)
-    return [computed] if head == end - start else [computed, Reused(site.owner, start + head, end)]
+        return [Reused(name, start, end)]
+    computed = Computed(int(unit.position_ids[start]), head)
+    return [computed] if head == end - start else [computed, Reused(name, start + head, end)]

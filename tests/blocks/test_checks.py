@@ -14,7 +14,10 @@ from vllm_promptcache.blocks.geometry import lay_out_unit
 
 
 def check(world: World, composition: Composition, num_positions: int = 100_000) -> int:
-    units = {n: lay_out_unit(u.position_ids, u.kept, world.block_size) for n, u in world.units.items()}
+    units = {
+        name: lay_out_unit(unit.position_ids, unit.kept, world.block_size, breaks=unit.breaks)
+        for name, unit in world.units.items()
+    }
     return check_composition(composition, world.units, units, num_positions)
 
 
@@ -48,7 +51,8 @@ def test_ranges_outside_of_a_piece_are_refused(
         composition = Composition((Reused(name, start, end), Computed(10_000, 1)))
         inside = 0 <= start < end <= len(unit.kept)
         part = slice(start, end)
-        if inside and unit.kept[part].all() and (np.diff(unit.position_ids[part]) == 1).all():
+        is_cut = any(start < token < end for token in unit.breaks)
+        if inside and not is_cut and unit.kept[part].all() and (np.diff(unit.position_ids[part]) == 1).all():
             assert check(world, composition) == 10_001
         else:
             with pytest.raises(ValueError, match="not within one piece"):
@@ -65,6 +69,9 @@ def test_ranges_outside_of_a_piece_are_refused(
         ({"position_ids": np.array([0, 1, 1, 2])}, "do not increase"),
         ({"position_ids": np.array([-1, 1, 2, 3])}, "do not increase"),
         ({"position_ids": np.array([0, 1, 2, 99])}, None),
+        ({"breaks": (1, 3)}, None),
+        ({"breaks": (0,)}, "cannot have breaks"),
+        ({"breaks": (4,)}, "cannot have breaks"),
         ({"position_ids": np.array([0, 1, 2, 100])}, "do not increase"),
     ],
 )

@@ -8,13 +8,13 @@ from tests.blocks.strategies import World, worlds
 from vllm_promptcache.blocks.geometry import find_pieces, lay_out_unit
 
 
-def naive_pieces(positions: list[int], kept: list[bool]) -> list[tuple[int, int]]:
+def naive_pieces(positions: list[int], kept: list[bool], breaks: tuple[int, ...]) -> list[tuple[int, int]]:
     pieces: list[tuple[int, int]] = []
     for token, position in enumerate(positions):
         if not kept[token]:
             continue
         goes_on = token and kept[token - 1] and positions[token - 1] == position - 1
-        if goes_on:
+        if goes_on and token not in breaks:
             pieces[-1] = (pieces[-1][0], token + 1)
         else:
             pieces.append((token, token + 1))
@@ -24,9 +24,9 @@ def naive_pieces(positions: list[int], kept: list[bool]) -> list[tuple[int, int]
 @given(worlds(max_units=1))
 def test_pieces_are_the_maximal_runs_of_kept_tokens(world: World) -> None:
     for unit in world.units.values():
-        starts, ends = find_pieces(unit.position_ids, unit.kept)
+        starts, ends = find_pieces(unit.position_ids, unit.kept, unit.breaks)
         found = list(zip(starts.tolist(), ends.tolist(), strict=True))
-        assert found == naive_pieces(unit.position_ids.tolist(), unit.kept.tolist())
+        assert found == naive_pieces(unit.position_ids.tolist(), unit.kept.tolist(), unit.breaks)
 
 
 def test_a_unit_without_tokens_has_no_pieces() -> None:
@@ -39,7 +39,7 @@ def test_a_unit_without_tokens_has_no_pieces() -> None:
 def test_every_kept_token_is_stored_and_no_slot_is_shared(world: World, head_tokens: int) -> None:
     size = world.block_size
     for unit in world.units.values():
-        geometry = lay_out_unit(unit.position_ids, unit.kept, size, head_tokens)
+        geometry = lay_out_unit(unit.position_ids, unit.kept, size, head_tokens, unit.breaks)
         kept = np.flatnonzero(unit.kept)
         stored = geometry.slots >= 0
         rows = geometry.rows >= 0
@@ -53,7 +53,7 @@ def test_every_kept_token_is_stored_and_no_slot_is_shared(world: World, head_tok
 def test_each_piece_begins_on_a_block_and_its_last_block_is_kept_as_rows(world: World) -> None:
     size = world.block_size
     for unit in world.units.values():
-        geometry = lay_out_unit(unit.position_ids, unit.kept, size)
+        geometry = lay_out_unit(unit.position_ids, unit.kept, size, breaks=unit.breaks)
         pieces = zip(geometry.piece_starts.tolist(), geometry.piece_ends.tolist(), strict=True)
         for index, (start, end) in enumerate(pieces):
             whole = (end - start) // size * size

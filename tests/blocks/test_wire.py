@@ -25,7 +25,7 @@ def plan_of(world: World, composition: Composition) -> Plan:
     units: dict[str, Unit] = {}
     for name, text in world.units.items():
         context = tuple(units[str(c)] for c in text.context)
-        units[name] = Unit(name, text.token_ids, text.position_ids, text.kept, context)
+        units[name] = Unit(name, text.token_ids, text.position_ids, text.kept, context, text.breaks)
     segments: list[CachedSegment | NewSegment] = []
     for item in composition.items:
         if isinstance(item, Reused):
@@ -66,6 +66,7 @@ def test_round_trip(data: st.DataObject, world: World) -> None:
         assert np.array_equal(text.position_ids, wanted.position_ids)
         assert np.array_equal(text.kept, wanted.kept)
         assert tuple(names[str(c)] for c in text.context) == wanted.context
+        assert text.breaks == wanted.breaks
 
 
 @given(st.data(), worlds())
@@ -99,7 +100,9 @@ def test_digests_name_everything_states_depend_on(world: World) -> None:
             changed[-1] = not changed[-1] if what == "kept" else changed[-1] + 1
             unit = {u.id: u for u in plan_of(world, composition).units}[name]
             arrays = {w: getattr(text, w) for w in ("token_ids", "position_ids", "kept")} | {what: changed}
-            assert Unit(name, **arrays, context=unit.context).digest != digests[name]
+            assert Unit(name, **arrays, context=unit.context, breaks=unit.breaks).digest != digests[name]
         other = Unit("other", np.arange(1), np.arange(1), np.ones(1, bool), ())
-        moved = Unit(name, text.token_ids, text.position_ids, text.kept, (other,))
+        moved = Unit(name, text.token_ids, text.position_ids, text.kept, (other,), text.breaks)
         assert moved.digest != digests[name]
+        cut = Unit(name, text.token_ids, text.position_ids, text.kept, unit.context, (*text.breaks, 99))
+        assert cut.digest != digests[name]

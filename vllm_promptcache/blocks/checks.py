@@ -25,6 +25,8 @@ def check_text(text: UnitText, num_positions: int, vocabulary: int) -> None:
         raise ValueError(f"a unit of {len(tokens)} tokens, {len(positions)} positions, {len(text.kept)} kept")
     if positions[0] < 0 or positions[-1] >= num_positions or (np.diff(positions) < 1).any():
         raise ValueError(f"a unit's positions do not increase from 0 to {num_positions}")
+    if not all(0 < token < len(tokens) for token in text.breaks):
+        raise ValueError(f"a unit of {len(tokens)} tokens cannot have breaks at {text.breaks}")
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise ValueError(f"a unit has token IDs that are not among {vocabulary}")
 

@@ -76,16 +76,17 @@ class Composition:
 
 @dataclass(frozen=True, eq=False)
 class UnitText:
-    """What is needed to encode a unit: ``(tokens,)`` arrays as in a plan's unit, and context keys."""
+    """What is needed to encode a unit: arrays and breaks as in a plan's unit, and context keys."""
 
     token_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
     kept: NDArray[np.bool_]
     context: tuple[UnitKey, ...]
+    breaks: tuple[int, ...] = ()
 
     def equals(self, other: UnitText) -> bool:
         """Whether both say the same text at the same positions in the same context."""
-        return self.context == other.context and all(
+        return (self.context, self.breaks) == (other.context, other.breaks) and all(
             np.array_equal(getattr(self, name), getattr(other, name))
             for name in ("token_ids", "position_ids", "kept")
         )
@@ -100,7 +101,7 @@ def compose_encoding(text: UnitText, context: dict[UnitKey, UnitText]) -> tuple[
     items: list[tuple[int, Reused | Computed, list[int]]] = []
     for key in text.context:
         unit = context[key]
-        for start, end in zip(*find_pieces(unit.position_ids, unit.kept), strict=True):
+        for start, end in zip(*find_pieces(unit.position_ids, unit.kept, unit.breaks), strict=True):
             position = int(unit.position_ids[start])
             if position < text.position_ids[-1]:
                 tokens = unit.token_ids[start:end].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 class UnitGeometry:
     """Where each token of a unit is stored, for one block size.
 
-    A *piece* is a maximal run of kept tokens at consecutive positions: nothing can come to stand inside
-    it, so it is reused whole. Each piece fills whole blocks from its own block boundary on. Tokens past
-    a piece's last whole block are *edge rows*: key and value rows kept beside the blocks and written
-    into each request's private blocks. A piece's last block is kept as rows even when it is full, so
-    that a prompt can drop the piece's last token and compute it anew.
+    A *piece* is a maximal run of kept tokens at consecutive positions without a break of the unit in
+    it: nothing can come to stand inside it, so it is reused whole. Each piece fills whole blocks from
+    its own block boundary on. Tokens past a piece's last whole block are *edge rows*: key and value rows
+    kept beside the blocks and written into each request's private blocks. A piece's last block is kept
+    as rows even when it is full, so that a prompt can drop the piece's last token and compute it anew.
 
     Arrays over tokens have shape ``(tokens,)``, arrays over pieces ``(pieces,)``, all int64.
     ``piece_starts`` and ``piece_ends`` are token indices, half-open; ``first_blocks`` counts in the
@@ -39,7 +40,7 @@ class UnitGeometry:
 
 
 def find_pieces(
-    position_ids: NDArray[np.int64], kept: NDArray[np.bool_]
+    position_ids: NDArray[np.int64], kept: NDArray[np.bool_], breaks: Sequence[int] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Start and end token indices of a unit's pieces, each of shape ``(pieces,)``."""
     if not len(position_ids):
@@ -48,6 +49,7 @@ def find_pieces(
     starts_run = np.empty(len(position_ids), bool)
     starts_run[0] = True
     starts_run[1:] = (np.diff(position_ids) != 1) | ~kept[:-1]
+    starts_run[list(breaks)] = True
     starts = np.flatnonzero(starts_run & kept)
     bounds = np.append(np.flatnonzero(starts_run | ~kept), len(kept))
     ends = bounds[np.searchsorted(bounds, starts, side="right")]
@@ -55,14 +57,18 @@ def find_pieces(
 
 
 def lay_out_unit(
-    position_ids: NDArray[np.int64], kept: NDArray[np.bool_], block_size: int, head_tokens: int = 0
+    position_ids: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    block_size: int,
+    head_tokens: int = 0,
+    breaks: Sequence[int] = (),
 ) -> UnitGeometry:
     """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
 
     With ``head_tokens`` the rows of the block that the first ``head_tokens`` kept tokens end in are kept
     too, so that just these tokens can be computed anew for a request (EPIC's LegoLink).
     """
-    starts, ends = find_pieces(position_ids, kept)
+    starts, ends = find_pieces(position_ids, kept, breaks)
     lengths = ends - starts
     whole = lengths // block_size
     first_blocks = np.concatenate(([0], np.cumsum(whole)))[:-1].astype(np.int64)

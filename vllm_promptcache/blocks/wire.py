@@ -8,6 +8,7 @@ told of, ``texts`` by digest. The prompt itself travels in position order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def plan_to_wire(
     items: list[int] = []
     for segment in plan.segments:
         if isinstance(segment, CachedSegment):
-            items += (indices[id(segment.unit)], segment.start, segment.end)
+            cuts = [token for token in segment.unit.breaks if segment.start < token < segment.end]
+            for start, end in pairwise((segment.start, *cuts, segment.end)):
+                items += (indices[id(segment.unit)], start, end)
         elif items and items[-3] < 0 and items[-2] + items[-1] == segment.position_ids[0]:
             items[-1] += segment.num_tokens
         else:
@@ -70,6 +73,7 @@ def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
             np.ascontiguousarray(unit.position_ids, np.int64).tobytes(),
             np.ascontiguousarray(unit.kept, bool).tobytes(),
             [context.digest for context in unit.context],
+            list(unit.breaks),
         ]
     return texts
 
@@ -100,14 +104,15 @@ def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:
             that lied would answer later requests with another text.
     """
     found: dict[str, UnitText] = {}
-    for digest, (tokens, positions, kept, context) in texts.items():
+    for digest, (tokens, positions, kept, context, breaks) in texts.items():
         text = UnitText(
             np.frombuffer(tokens, np.int64),
             np.frombuffer(positions, np.int64),
             np.frombuffer(kept, bool),
             tuple(context),
+            tuple(breaks),
         )
-        if digest_of(text.token_ids, text.position_ids, text.kept, context) != digest:
+        if digest_of(text.token_ids, text.position_ids, text.kept, context, breaks) != digest:
             raise ValueError(f"a unit's text does not have the digest {digest}")
         found[digest] = text
     return found

@@ -91,7 +91,9 @@ class ModuleStore:
             for context in text.context:
                 self.name(context, texts)
             _, variant = cast(tuple[str, Variant], key)
-            geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, variant.head_tokens)
+            geometry = lay_out_unit(
+                text.position_ids, text.kept, self.block_size, variant.head_tokens, text.breaks
+            )
             unit = self.units[key] = StoredUnit(key, text, geometry)
         unit.names += 1
         return unit

@@ -46,6 +46,8 @@ class UnitCatalog:
                 continue
             text = given[digest] if digest in given else self._texts[digest]
             context = tuple((d, variant) for d in text.context)
-            found[digest, variant] = UnitText(text.token_ids, text.position_ids, text.kept, context)
+            found[digest, variant] = UnitText(
+                text.token_ids, text.position_ids, text.kept, context, text.breaks
+            )
             pending += [str(d) for d in text.context]
         return found

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_promptcache.errors import IssueList
-from vllm_promptcache.layout.draft import ModuleDraft, Run
+from vllm_promptcache.layout.draft import ModuleDraft
 from vllm_promptcache.layout.parts import ScaffoldLayout, ScaffoldPiece
 from vllm_promptcache.layout.units import make_unit, piece_ranges
 from vllm_promptcache.plan.plan import CachedSegment
@@ -31,14 +34,14 @@ def make_scaffolds(
     for node in flatten_roles(schema.children):
         if not isinstance(node, ScaffoldNode):
             continue
-        chains = sorted((_chain(root, path) for path in node.modules), key=lambda chain: chain[-1].index)
-        listed = [chain[-1] for chain in chains]
+        ways = sorted((_way_to(root, path) for path in node.modules), key=lambda way: way[-1].index)
+        listed = [way[-1] for way in ways]
         required = _mask(listed)
         if required in seen:
             issues.add(node.place.at("modules").issue("another scaffold names the same modules"))
             continue
         seen.add(required)
-        scaffold = _make_scaffold(schema, chains, units)
+        scaffold = _make_scaffold(schema, ways, units)
         if scaffold is not None:
             scaffolds.append((len(listed), scaffold))
     # sort() keeps document order among equals.
@@ -47,15 +50,20 @@ def make_scaffolds(
 
 def _make_scaffold(
     schema: SchemaNode,
-    chains: Sequence[Sequence[ModuleDraft]],
+    ways: Sequence[Sequence[ModuleDraft]],
     units: Mapping[int, Unit],
 ) -> ScaffoldLayout | None:
-    listed = [chain[-1] for chain in chains]
+    listed = [way[-1] for way in ways]
     listed_indexes = {module.index for module in listed}
     covered = {module.index: module for module in listed}
+    holding: dict[int, set[int]] = {}
+    for module in chain.from_iterable(ways):
+        if module.union is not None:
+            holding.setdefault(module.union.index, set()).add(module.index)
     for module in listed:
-        covered.update((stand_in.index, stand_in) for stand_in in _stand_ins(module, listed_indexes))
-    enclosing = {module.index for chain in chains for module in chain[:-1]} - covered.keys()
+        stand_ins = _stand_ins(module, listed_indexes, holding)
+        covered.update((stand_in.index, stand_in) for stand_in in stand_ins)
+    enclosing = {module.index for way in ways for module in way[:-1]} - covered.keys()
     if schema.encode == "isolated":
         enclosing = set()
     context = [units[index] for index in sorted(enclosing) if index in units]
@@ -65,11 +73,18 @@ def _make_scaffold(
     unit = make_unit(f"{schema.name}:{'+'.join(paths)}", [run for run, _ in owned], context)
     if unit is None:
         return None
-    return ScaffoldLayout(unit, _mask(listed), _mask(covered.values()), _pieces(unit, owned))
-
-
-def _pieces(unit: Unit, owned: Sequence[tuple[Run, int]]) -> tuple[ScaffoldPiece, ...]:
     owners = np.concatenate([np.full(len(run.token_ids), index, np.int64) for run, index in owned])
+    unit = replace(unit, breaks=_breaks(owners, listed_indexes))
+    return ScaffoldLayout(unit, _mask(listed), _mask(covered.values()), _pieces(unit, owners))
+
+
+def _breaks(owners: NDArray[np.int64], listed: set[int]) -> tuple[int, ...]:
+    """Where a stand-in's text meets another module's: a prompt may include only one of them."""
+    changes = np.flatnonzero(np.diff(owners)) + 1
+    return tuple(int(i) for i in changes if not {int(owners[i - 1]), int(owners[i])} <= listed)
+
+
+def _pieces(unit: Unit, owners: NDArray[np.int64]) -> tuple[ScaffoldPiece, ...]:
     pieces = []
     for start, end in piece_ranges(unit, owners):
         first, last = int(unit.position_ids[start]), int(unit.position_ids[end - 1])
@@ -77,33 +92,31 @@ def _pieces(unit: Unit, owned: Sequence[tuple[Run, int]]) -> tuple[ScaffoldPiece
     return tuple(pieces)
 
 
-def _chain(root: ModuleDraft, path: Sequence[str]) -> list[ModuleDraft]:
+def _way_to(root: ModuleDraft, path: Sequence[str]) -> list[ModuleDraft]:
     """The modules on the way to the one at `path`: the schema first, the module itself last."""
-    chain = [root]
+    modules = [root]
     for name in path:
-        chain.append(next(child for child in chain[-1].children if child.node.name == name))
-    return chain
+        modules.append(modules[-1].children_by_name[name])
+    return modules
 
 
-def _stand_ins(module: ModuleDraft, listed: set[int]) -> Iterator[ModuleDraft]:
+def _stand_ins(
+    module: ModuleDraft, listed: set[int], holding: Mapping[int, set[int]]
+) -> Iterator[ModuleDraft]:
     """The members that stand for unions inside a listed module, at any depth, as far as unlisted.
 
-    What hangs below another member of such a union is left alone: it would take the same positions.
+    `holding` maps each union to its members that are listed or hold a listed module. What hangs below
+    a member that does not stand for its union is left alone: it would take the same positions.
     """
     for child in module.children:
         if child.union is None:
-            yield from _stand_ins(child, listed)
+            yield from _stand_ins(child, listed, holding)
         elif child.node.name == child.union.node.scaffold and child.cache:
-            others = [other for other in module.children if other.union is child.union and other is not child]
-            if any(_holds_listed(other, listed) for other in others):
+            if holding.get(child.union.index, set()) - {child.index}:
                 continue
             if child.index not in listed:
                 yield child
-            yield from _stand_ins(child, listed)
-
-
-def _holds_listed(module: ModuleDraft, listed: set[int]) -> bool:
-    return module.index in listed or any(_holds_listed(child, listed) for child in module.children)
+            yield from _stand_ins(child, listed, holding)
 
 
 def _mask(modules: Iterable[ModuleDraft]) -> int:

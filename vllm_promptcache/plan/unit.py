@@ -18,7 +18,9 @@ class Unit:
     ``token_ids`` and ``position_ids`` are int64 arrays and ``kept`` a bool array, all of shape
     ``(tokens,)``, in position order; ``kept`` is false for placeholders, which are seen while the unit
     is encoded and never reused. ``context`` holds the units whose kept tokens a token of this unit also
-    sees, as far as they stand before it by position.
+    sees, as far as they stand before it by position. ``breaks`` are indices of tokens between which and
+    the token before a prompt may cut, though positions do not jump there: in a scaffold, where the text
+    begins or ends of a module that need not be included.
     """
 
     id: str
@@ -26,6 +28,7 @@ class Unit:
     position_ids: NDArray[np.int64]
     kept: NDArray[np.bool_]
     context: tuple[Unit, ...]
+    breaks: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -46,7 +49,7 @@ class Unit:
         The model, its revision and data types, LoRA and tenant are the engine's to add.
         """
         context = [unit.digest for unit in self.context]
-        return digest_of(self.token_ids, self.position_ids, self.kept, context)
+        return digest_of(self.token_ids, self.position_ids, self.kept, context, self.breaks)
 
 
 def digest_of(
@@ -54,6 +57,7 @@ def digest_of(
     position_ids: NDArray[np.int64],
     kept: NDArray[np.bool_],
     context: Iterable[str],
+    breaks: Iterable[int] = (),
 ) -> str:
     """The digest of a unit with these ``(tokens,)`` arrays in the context of units with these digests."""
     h = sha256()
@@ -63,4 +67,6 @@ def digest_of(
         h.update(data)
     for digest in context:
         h.update(bytes.fromhex(digest))
+    for token in breaks:
+        h.update(token.to_bytes(8, "little"))
     return h.hexdigest()

@@ -61,7 +61,7 @@ class Capacity:
         """The blocks of a unit, and its kept tokens that are in none of them."""
         stored = self._stored.get(unit)
         if stored is None:
-            starts, ends = find_pieces(unit.position_ids, unit.kept)
+            starts, ends = find_pieces(unit.position_ids, unit.kept, unit.breaks)
             blocks = int(((ends - starts) // self.block_size).sum())
             stored = self._stored[unit] = blocks, int(unit.kept.sum()) - blocks * self.block_size
         return stored
