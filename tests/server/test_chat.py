@@ -1,0 +1,206 @@
+"""Chat completions with PML, through OpenAI's client."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.reference import greedy, load_reference_model
+from tests.server.support import ASKED, MESSAGES, PROMPT
+
+TOOLS: Any = [{"type": "function", "function": {"name": "book", "parameters": {"type": "object"}}}]
+
+
+def ask(client: openai.OpenAI, pml: str | None = PROMPT, **given: Any) -> Any:
+    """A chat completion; unknown fields go into the body as they are."""
+    extra = {name: given.pop(name) for name in list(given) if name in EXTRA}
+    body = extra | ({"pml": pml} if pml is not None else {})
+    defaults: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "temperature": 0}
+    return client.chat.completions.create(**(defaults | given), extra_body=body)
+
+
+def counts(usage: Any) -> tuple[int, int, int]:
+    """Tokens of the prompt, of the answer, and reused ones."""
+    return usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details.cached_tokens
+
+
+EXTRA = (
+    *("prompt_cache", "return_token_ids", "return_prompt_text", "prompt_logprobs", "cache_salt", "echo"),
+    *("ignore_eos", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+    *("use_beam_search", "truncate_prompt_tokens", "chat_template", "kv_transfer_params", "vllm_xargs"),
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_cache": {"reuse": False}}])
+@pytest.mark.parametrize("pml", [PROMPT, ASKED])
+def test_answers_are_those_of_the_reference(
+    client: openai.OpenAI, http: httpx.Client, tiny_model: Path, pml: str, options: dict[str, Any]
+) -> None:
+    """Explained, recomputed with an explicit mask, and answered: three ways to the same tokens."""
+    answer = ask(client, pml, return_token_ids=True, ignore_eos=True, **options)
+    body = {"model": "tiny", "messages": MESSAGES, "pml": pml} | options
+    explained = http.post("/explain", json=body).json()
+    tokens, _ = greedy(load_reference_model(tiny_model), explained, 8)
+    assert answer.choices[0].token_ids == tokens
+    assert answer.usage.prompt_tokens == explained["num_cached_tokens"] + explained["num_new_tokens"]
+    assert answer.usage.prompt_tokens_details.cached_tokens == explained["num_cached_tokens"]
+    assert bool(explained["num_cached_tokens"]) is not bool(options)
+
+
+def test_the_response_says_what_was_reused(client: openai.OpenAI) -> None:
+    answer = ask(client)
+    report = answer.prompt_cache
+    assert (report["modules_resident"], report["modules_encoded"]) == (3, 0)
+    assert report["tokens_reused"] == answer.usage.prompt_tokens_details.cached_tokens > 300
+    assert report["tokens_reused"] + report["tokens_new"] == answer.usage.prompt_tokens
+    assert answer.kv_transfer_params is None
+
+
+def test_a_response_that_ends_at_a_stop_string_says_it_too(client: openai.OpenAI) -> None:
+    whole = ask(client, max_tokens=30)
+    stop = whole.choices[0].message.content[12:14]
+    for streamed in (False, True):
+        answer = ask(client, max_tokens=30, stop=[stop], stream=streamed)
+        if streamed:
+            chunks = list(answer)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            report, reason = chunks[-1].prompt_cache, chunks[-1].choices[0].finish_reason
+        else:
+            text, report = answer.choices[0].message.content, answer.prompt_cache
+            reason = answer.choices[0].finish_reason
+            assert answer.usage.prompt_tokens_details.cached_tokens == report["tokens_reused"]
+        assert (text, reason) == (whole.choices[0].message.content.partition(stop)[0], "stop")
+        assert report == whole.prompt_cache
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_streams(client: openai.OpenAI, include_usage: bool) -> None:
+    whole = ask(client)
+    options = {"stream_options": {"include_usage": True}} if include_usage else {}
+    chunks = list(ask(client, stream=True, **options))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].prompt_cache == whole.prompt_cache
+    assert not any(hasattr(chunk, "prompt_cache") for chunk in chunks[:-1])
+    if include_usage:
+        assert counts(chunks[-1].usage) == counts(whole.usage)
+
+
+def test_n_seed_and_temperature(client: openai.OpenAI) -> None:
+    first, second = (ask(client, n=3, seed=5, temperature=1.0) for _ in range(2))
+    texts = [[choice.message.content for choice in answer.choices] for answer in (first, second)]
+    assert texts[0] == texts[1] and len(set(texts[0])) == 3
+    assert first.usage.completion_tokens == 24
+    assert first.prompt_cache["tokens_reused"] == first.usage.prompt_tokens_details.cached_tokens
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    answer = ask(client, logprobs=True, top_logprobs=2, max_tokens=3)
+    content = answer.choices[0].logprobs.content
+    assert [len(token.top_logprobs) for token in content] == [2, 2, 2]
+    assert "".join(token.token for token in content) == answer.choices[0].message.content
+
+
+def test_structured_outputs(client: openai.OpenAI) -> None:
+    schema = {"type": "string", "enum": ["sea", "land"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "where", "schema": schema}}
+    answer = ask(client, max_tokens=30, response_format=wanted)
+    assert json.loads(answer.choices[0].message.content) in ("sea", "land")
+
+
+def test_tools_are_part_of_the_prompt(client: openai.OpenAI) -> None:
+    """SmolLM2's template ignores tools, so this shows that they are accepted, and parsed if called."""
+    answer = ask(client, tools=TOOLS, return_prompt_text=True)
+    assert answer.prompt_text.endswith("<|im_start|>assistant\n")
+    forced = ask(client, tools=TOOLS, tool_choice="required", max_tokens=60)
+    assert forced.usage.prompt_tokens_details.cached_tokens > 300
+
+
+def test_messages_may_be_empty_after_a_user_message(client: openai.OpenAI) -> None:
+    answer = ask(client, ASKED, messages=[], return_prompt_text=True)
+    assert answer.prompt_text.endswith("Where do we begin?<|im_end|>\n<|im_start|>assistant\n")
+    for streamed in (False, True):
+        given: dict[str, Any] = {"add_generation_prompt": False, "stream": streamed, "echo": True}
+        assert ask(client, ASKED, messages=[], **given)
+
+
+def test_the_conversation_goes_on_without_a_second_system_message(client: openai.OpenAI) -> None:
+    turns = [*MESSAGES, {"role": "assistant", "content": "At sea."}, {"role": "user", "content": "Why?"}]
+    answer = ask(client, messages=turns, return_prompt_text=True)
+    text = answer.prompt_text
+    assert text.count("<|im_start|>system") == 1
+    assert text.endswith("At sea.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+    continued = ask(
+        client,
+        messages=turns[:2],
+        add_generation_prompt=False,
+        continue_final_message=True,
+        return_prompt_text=True,
+        echo=True,
+    )
+    assert continued.prompt_text.endswith("<|im_start|>assistant\nAt sea.")
+    assert continued.choices[0].message.content.startswith("At sea.")
+
+
+def test_a_later_turn_reuses_the_earlier_ones(client: openai.OpenAI) -> None:
+    turns: list[Any] = [{"role": "user", "content": "Tell me all about it. " * 100}]
+    first = ask(client, messages=turns, max_tokens=4)
+    turns += [{"role": "assistant", "content": first.choices[0].message.content}, *MESSAGES]
+    second = ask(client, messages=turns, max_tokens=4)
+    assert second.prompt_cache["tokens_reused"] >= first.prompt_cache["tokens_reused"] + 256
+    assert second.usage.prompt_tokens_details.cached_tokens == second.prompt_cache["tokens_reused"]
+
+
+def test_prompt_tokens_are_shown_in_the_order_of_positions(client: openai.OpenAI, http: httpx.Client) -> None:
+    answer = ask(client, return_token_ids=True, return_prompt_text=True)
+    plain = http.post(
+        "/explain",
+        json={"messages": MESSAGES, "pml": PROMPT, "model": "tiny", "prompt_cache": {"reuse": False}},
+    ).json()
+    assert answer.prompt_token_ids == [t for s in plain["segments"] for t in s["token_ids"]]
+    assert "The journey takes three days and begins at home. The islands lie" in answer.prompt_text
+
+
+def test_generation_stops_where_positions_run_out(client: openai.OpenAI) -> None:
+    """The iceland module leaves a gap, so positions run out before tokens do."""
+    words = [{"role": "user", "content": "word " * 2900}]
+    answer = ask(client, messages=words, max_tokens=4000, ignore_eos=True)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.total_tokens < 4096 and answer.usage.completion_tokens > 50
+    with pytest.raises(openai.BadRequestError, match="needs one to generate at"):
+        ask(client, messages=[{"role": "user", "content": "word " * 3600}])
+
+
+def test_a_request_can_bring_its_own_schema(client: openai.OpenAI) -> None:
+    pml = '<pml><schema name="own">Own text.<module name="m">More.</module></schema>{}</pml>'
+    answers = [ask(client, pml.format(f'<prompt schema="own">{m}</prompt>')) for m in ("<m/>", "", "<m/>")]
+    assert [answer.prompt_cache["modules_encoded"] for answer in answers] == [2, 0, 0]
+    assert answers[0].choices[0].message == answers[2].choices[0].message
+
+
+def test_tenants_have_states_of_their_own(client: openai.OpenAI) -> None:
+    plain, salted = ask(client), ask(client, cache_salt="secret")
+    again = ask(client, cache_salt="secret")
+    assert plain.choices[0].message == salted.choices[0].message
+    encoded = [answer.prompt_cache["modules_encoded"] for answer in (plain, salted, again)]
+    assert encoded == [0, 3, 0]
+
+
+def test_many_at_once(client: openai.OpenAI) -> None:
+    prompts = [PROMPT, ASKED, PROMPT.replace("maldives", "iceland"), None] * 4
+    alone = {pml: ask(client, pml).choices[0].message.content for pml in set(prompts)}
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        together = list(threads.map(lambda pml: ask(client, pml), prompts))
+    assert [answer.choices[0].message.content for answer in together] == [alone[pml] for pml in prompts]
+
+
+def test_plain_requests_are_as_without_the_plugin(client: openai.OpenAI) -> None:
+    answer = ask(client, None)
+    assert not hasattr(answer, "prompt_cache")
+    assert answer.usage.prompt_tokens_details is None
+    chunks = list(ask(client, None, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.prompt_tokens_details is None

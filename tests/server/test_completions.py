@@ -1,0 +1,108 @@
+"""Completions with PML, through OpenAI's client."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.reference import greedy, load_reference_model
+from tests.server.support import ASKED, PROMPT
+from tests.server.test_chat import counts
+
+
+def complete(client: openai.OpenAI, prompt: Any = " And then", **given: Any) -> Any:
+    extra = {
+        name: given.pop(name) for name in ("prompt_cache", "return_token_ids", "suffix") if name in given
+    }
+    body = extra | {"pml": given.pop("pml", PROMPT)}
+    defaults: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "temperature": 0}
+    return client.completions.create(prompt=prompt, **(defaults | given), extra_body=body)
+
+
+@pytest.mark.parametrize("prompt", [" And then", ""])
+def test_answers_are_those_of_the_reference(
+    client: openai.OpenAI, http: httpx.Client, tiny_model: Path, prompt: str
+) -> None:
+    answer = complete(client, prompt, return_token_ids=True)
+    body = {"model": "tiny", "prompt": prompt, "pml": PROMPT}
+    explained = http.post("/explain", json=body).json()
+    tokens, _ = greedy(load_reference_model(tiny_model), explained, 6)
+    assert answer.choices[0].token_ids == tokens
+    assert answer.usage.prompt_tokens_details.cached_tokens == explained["num_cached_tokens"]
+    assert answer.prompt_cache["tokens_new"] == explained["num_new_tokens"]
+
+
+def test_each_prompt_of_a_list_follows_the_pml(client: openai.OpenAI, http: httpx.Client) -> None:
+    single = [complete(client, prompt) for prompt in (" One", " Two")]
+    both = complete(client, [" One", " Two"])
+    assert [c.text for c in both.choices] == [answer.choices[0].text for answer in single]
+    assert both.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in single)
+    cached = sum(answer.usage.prompt_tokens_details.cached_tokens for answer in single)
+    assert both.usage.prompt_tokens_details.cached_tokens == both.prompt_cache["tokens_reused"] == cached
+    plans = http.post("/explain", json={"prompt": [" One", " Two"], "pml": PROMPT}).json()
+    assert [plan["segments"][-1]["source"] for plan in plans] == ["prompt", "prompt"]
+
+
+def test_prompts_may_be_token_ids(client: openai.OpenAI) -> None:
+    ids = complete(client, " And then", echo=True, return_token_ids=True).choices[0].prompt_token_ids[-2:]
+    text = complete(client, " And then").choices[0].text
+    assert complete(client, ids).choices[0].text == text
+    assert [c.text for c in complete(client, [ids, ids]).choices] == [text, text]
+    with pytest.raises(openai.BadRequestError):
+        complete(client, [10**6])
+
+
+def test_streams(client: openai.OpenAI) -> None:
+    whole = complete(client, [" One", " Two"])
+    chunks = list(complete(client, [" One", " Two"], stream=True, stream_options={"include_usage": True}))
+    texts = ["", ""]
+    for chunk in chunks[:-1]:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in whole.choices]
+    assert counts(chunks[-1].usage) == counts(whole.usage)
+    assert chunks[-1].prompt_cache == whole.prompt_cache
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_shows_the_prompt_in_the_order_of_positions(client: openai.OpenAI, stream: bool) -> None:
+    answer = complete(client, " And then", echo=True, stream=stream)
+    text = "".join(c.choices[0].text for c in answer) if stream else answer.choices[0].text
+    for part in ("You plan journeys.", "The journey takes three days and begins at home. The islands lie"):
+        assert part in text
+    before, _, after = text.partition(" And then")
+    assert before.endswith("is warm and clear.") and after == complete(client, " And then").choices[0].text
+
+
+def test_without_reuse_nothing_is_cached(client: openai.OpenAI) -> None:
+    plain = complete(client, prompt_cache={"reuse": False})
+    assert plain.usage.prompt_tokens_details.cached_tokens == 0
+    assert (
+        plain.prompt_cache["tokens_new"] == plain.usage.prompt_tokens == complete(client).usage.prompt_tokens
+    )
+
+
+def test_pml_messages_work_in_completions_too(client: openai.OpenAI) -> None:
+    answer = complete(client, "", pml=ASKED, echo=True, max_tokens=0)
+    assert answer.choices[0].text.endswith("<|im_start|>user\nWhere do we begin?<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"echo": True, "logprobs": 1}, "echo with logprobs"),
+        ({"suffix": "end"}, "suffix"),
+        ({"prompt": []}, "list is empty"),
+    ],
+)
+def test_what_completions_refuse(client: openai.OpenAI, given: dict[str, Any], what: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=what):
+        complete(client, **given)
+
+
+def test_plain_requests_are_as_without_the_plugin(client: openai.OpenAI) -> None:
+    plain = client.completions.create(model="tiny", prompt="And then", max_tokens=4, temperature=0)
+    assert not hasattr(plain, "prompt_cache") and plain.usage.prompt_tokens_details is None  # type: ignore[union-attr]
+    with pytest.raises(openai.BadRequestError, match="must be provided and non-empty"):
+        client.completions.create(model="tiny", prompt="")
