@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 from vllm.benchmarks.datasets import BenchmarkDataset, SampleRequest
 from vllm.benchmarks.lib.endpoint_request_func import (
     AIOHTTP_TIMEOUT,
@@ -166,6 +167,7 @@ class Burst:
     num_answer_tokens: int
     ttfts_ms: tuple[float, ...]
     tpots_ms: tuple[float, ...]
+    median_between_ms: float
 
     @property
     def requests_per_s(self) -> float:
@@ -178,6 +180,7 @@ class Burst:
             "seconds": self.seconds,
             "requests_per_s": self.requests_per_s,
             "answer_tokens_per_s": self.num_answer_tokens / self.seconds,
+            "median_between_ms": self.median_between_ms,
             "ttfts_ms": [round(t, 3) for t in self.ttfts_ms],
             "tpots_ms": [round(t, 4) for t in self.tpots_ms],
         }
@@ -225,6 +228,7 @@ def ask_at_once(server: Server, asks: Sequence[Ask], concurrency: int) -> Burst:
         result["total_output_tokens"],
         tuple(t * 1e3 for t in result["ttfts"]),
         tuple(later),
+        float(np.median([t * 1e3 for itl in result["itls"] for t in itl] or [0.0])),
     )
 
 

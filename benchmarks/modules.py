@@ -19,6 +19,10 @@ class Module:
     text: str
     token_ids: tuple[int, ...]
 
+    def to_pml(self) -> str:
+        """The module in PML."""
+        return f'<module name="{self.name}">{escape(self.text)}</module>'
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -34,7 +38,7 @@ class Schema:
 
     def to_pml(self) -> str:
         """The schema in PML."""
-        body = "".join(f'<module name="{m.name}">{escape(m.text)}</module>' for m in self.modules)
+        body = "".join(m.to_pml() for m in self.modules)
         return f'<schema name="{self.name}">{body}</schema>'
 
     def prompt(self, modules: Iterable[Module] | None = None) -> str:
