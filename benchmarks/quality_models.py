@@ -125,7 +125,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     model: Any = Qwen2ForCausalLM(_model_config())
     model.load_state_dict({name: tensor.float() for name, tensor in source.state_dict().items()}, strict=True)

@@ -1,0 +1,121 @@
+"""Passages as modules of a schema, questions as new text, and the plans that the ways make of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from xml.sax.saxutils import escape
+
+from benchmarks.quality.questions import Passage, Question
+from benchmarks.quality.ways import ENCODINGS, Way
+from vllm_promptcache.blocks.wire import EXTRA_ARG, plan_to_wire, prompt_token_ids
+from vllm_promptcache.layout.build import build_layout
+from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.plan.build import build_plan, previous_roles
+from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.pml.parser import parse_document
+
+INSTRUCTION = (
+    "Answer the user's question from the passages below. Give only the answer itself, in as few words as "
+    "possible, without a sentence around it.\n\n"
+)
+# Where the passages stand: inside the system message, inside a user message of their own, or between the
+# system message and the question's, outside any message.
+PLACES = {
+    "system": "<system>{instruction}{passages}</system>",
+    "user": "<system>{instruction}</system><user>{passages}</user>",
+    "between": "<system>{instruction}</system>{passages}",
+}
+
+
+def schema_pml(passages: tuple[Passage, ...], encode: str, scaffolded: bool, place: str = "system") -> str:
+    """The schema with one module for each passage."""
+    names = [f"p{i}" for i in range(len(passages))]
+    modules = "".join(
+        f'<module name="{name}">{escape(passage_text(passage))}</module>'
+        for name, passage in zip(names, passages, strict=True)
+    )
+    body = PLACES[place].format(instruction=escape(INSTRUCTION), passages=modules)
+    scaffold = f'<scaffold modules="{" ".join(names)}"/>' if scaffolded else ""
+    return f'<schema name="passages" encode="{encode}" space="preserve">{body}{scaffold}</schema>'
+
+
+def passage_text(passage: Passage) -> str:
+    """A passage as its module holds it."""
+    return f"{passage.title}\n{passage.text}\n\n" if passage.title else f"{passage.text}\n\n"
+
+
+def prompt_pml(question: Question) -> str:
+    """The prompt: all passages, and the question as the user's message."""
+    modules = "".join(f"<p{i}/>" for i in range(len(question.passages)))
+    text = escape(question.question)
+    return f'<prompt schema="passages">{modules}<user space="preserve">{text}</user></prompt>'
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A question asked one way, as the engine takes it.
+
+    ``num_recomputed`` counts the tokens that are computed although modules hold them, of
+    ``num_in_modules``. ``head_tokens`` is what units are encoded for (``plan_to_wire``).
+    """
+
+    way: Way
+    question: Question
+    plan: Plan
+    head_tokens: int
+    num_recomputed: int
+    num_in_modules: int
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens in position order."""
+        return prompt_token_ids(self.plan)
+
+    def extra_args(self, *, found_by_prefix: bool = False) -> dict[str, Any]:
+        """What travels in ``SamplingParams.extra_args``.
+
+        With ``found_by_prefix`` what an earlier request computed of the very same prefix is reused: exact,
+        and only for full prefill, so that questions over the same passages need not prefill them again.
+        """
+        history = self.plan.num_new_tokens if found_by_prefix and self.way.is_full else 0
+        wire = plan_to_wire(
+            self.plan, with_texts=True, num_history_tokens=history, head_tokens=self.head_tokens
+        )
+        return {EXTRA_ARG: wire}
+
+
+class PromptMaker:
+    """Makes prompts for one model; remembers the schemas used last."""
+
+    def __init__(self, encoder: TextEncoder, max_model_len: int, place: str = "system"):
+        self.encoder = encoder
+        self._max_model_len = max_model_len
+        self._place = place
+        self._layout = lru_cache(maxsize=64)(self._build_layout)
+
+    def make(self, question: Question, way: Way) -> Prompt:
+        """The prompt of a question asked one way."""
+        plan = self.plan(question, way.encoding)
+        repaired = way.apply(plan)
+        reused = plan.num_cached_tokens
+        return Prompt(way, question, repaired, way.head_tokens, reused - repaired.num_cached_tokens, reused)
+
+    def plan(self, question: Question, encoding: str) -> Plan:
+        """The plan of a question over modules, before anything is repaired."""
+        layout = self._layout(question.passages, *ENCODINGS[encoding])
+        prompt = parse_document(prompt_pml(question)).prompt
+        assert prompt is not None
+        roles = previous_roles(layout, prompt)
+        text = self.encoder.template.continuation((), add_generation_prompt=True, previous_roles=roles)
+        return build_plan(layout, prompt, [(self.encoder.encode(text), "messages")])
+
+    def answer_token_ids(self, question: Question) -> list[int]:
+        """The gold answer as the model would write it at the start of its message."""
+        return self.encoder.encode(question.answers[0])
+
+    def _build_layout(self, passages: tuple[Passage, ...], encode: str, scaffolded: bool) -> SchemaLayout:
+        (schema,) = parse_document(schema_pml(passages, encode, scaffolded, self._place)).schemas
+        return build_layout(schema, self.encoder, self._max_model_len)

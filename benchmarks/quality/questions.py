@@ -1,0 +1,114 @@
+"""Questions over passages: reading, splitting into parts, and the order in which they are asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+
+TUNE, REPORT = "tune", "report"
+# Questions over the same passages that are asked together: their modules are encoded once.
+RUN_OF_QUESTIONS = 8
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage with its title."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question over passages; any of ``answers`` is right, the first one is the gold answer."""
+
+    id: str
+    passages: tuple[Passage, ...]
+    question: str
+    answers: tuple[str, ...]
+
+    @property
+    def passages_digest(self) -> str:
+        """The same for questions over the same passages."""
+        return sha256(json.dumps([[p.title, p.text] for p in self.passages]).encode()).hexdigest()
+
+    @property
+    def part(self) -> str:
+        """``tune`` or ``report``.
+
+        By the passages, not the question: what is chosen on one part has seen no passage of the other.
+        """
+        return REPORT if int(self.passages_digest[:8], 16) % 2 else TUNE
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a JSONL file: ``id``, ``contexts`` (``title``, ``text``), ``question``, ``answers``.
+
+    Raises:
+        ValueError: a line is no such question, or there is none.
+    """
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                questions.append(_question(json.loads(line)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}:{number}: no question over passages: {error!r}") from error
+    if not questions:
+        raise ValueError(f"{path} holds no questions")
+    return questions
+
+
+def _question(row: dict[str, object]) -> Question:
+    contexts, answers = row["contexts"], row["answers"]
+    if not isinstance(contexts, list) or not isinstance(answers, list) or not contexts or not answers:
+        raise ValueError("contexts and answers must be lists that hold something")
+    passages = tuple(Passage(str(c.get("title", "")), str(c["text"])) for c in contexts)
+    return Question(str(row["id"]), passages, str(row["question"]), tuple(map(str, answers)))
+
+
+def select(
+    questions: Sequence[Question], part: str | None = None, span: tuple[int, int] | None = None
+) -> list[Question]:
+    """The questions of a part (all for None), in the order of asking, and of those a half-open range."""
+    asked = in_order([q for q in questions if part is None or q.part == part])
+    return asked if span is None else asked[slice(*span)]
+
+
+def in_order(questions: Iterable[Question], run: int = RUN_OF_QUESTIONS) -> list[Question]:
+    """Runs of questions over the same passages, all sets of passages in turn.
+
+    A run that ends early has seen as many sets of passages as it could.
+    """
+    sets: dict[str, list[Question]] = {}
+    for question in questions:
+        sets.setdefault(question.passages_digest, []).append(question)
+    left = [iter(of_set) for of_set in sets.values()]
+    ordered: list[Question] = []
+    while left:
+        taken = [list(islice(questions_left, run)) for questions_left in left]
+        left = [rest for rest, some in zip(left, taken, strict=True) if some]
+        ordered += [question for some in taken for question in some]
+    return ordered
+
+
+def chunks(questions: Sequence[Question], most: int) -> list[list[Question]]:
+    """Consecutive questions that are asked at once."""
+    return [list(questions[start : start + most]) for start in range(0, len(questions), most)]
+
+
+def read_span(text: str) -> tuple[int, int]:
+    """``10:30``, or ``30`` for the first 30.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    first, colon, last = text.rpartition(":")
+    span = (int(first or 0) if colon else 0, int(last))
+    if not 0 <= span[0] < span[1]:
+        raise ValueError(f"{text!r} is no range A:B")
+    return span
