@@ -15,6 +15,8 @@ TOO_LARGE = 413
 MAX_ISSUES = 100
 # Longer names are not worth a (quadratic) search for the nearest known one.
 _MAX_QUOTED_CHARACTERS = 64
+_MAX_COMPARED_NAMES = 1000
+_MAX_LENGTH_DIFFERENCE = 8
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class IssueList:
         return len(self._issues)
 
     def add(self, issue: PMLIssue) -> None:
-        """Adds an issue; beyond `MAX_ISSUES` they are dropped."""
-        if len(self._issues) < MAX_ISSUES:
-            self._issues.append(issue)
+        """Adds an issue. Raises PMLError with all so far once there are `MAX_ISSUES`."""
+        self._issues.append(issue)
+        if len(self._issues) >= MAX_ISSUES:
+            self.raise_if_any()
 
     def extend(self, issues: Iterable[PMLIssue]) -> None:
         """Adds several issues."""
@@ -92,5 +95,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     message = f"unknown {kind} {quote(name)}"
     if len(name) > _MAX_QUOTED_CHARACTERS:
         return message
-    near = get_close_matches(name, sorted(known), n=1)
+    # Comparing takes microseconds a name: enough for people's documents, bounded for hostile ones.
+    similar = [other for other in known if abs(len(other) - len(name)) <= _MAX_LENGTH_DIFFERENCE]
+    near = get_close_matches(name, sorted(similar[:_MAX_COMPARED_NAMES]), n=1)
     return f"{message}; did you mean {quote(near[0])}?" if near else message

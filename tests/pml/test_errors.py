@@ -270,6 +270,24 @@ def test_a_misspelt_element_is_read_as_what_was_meant() -> None:
     ]
 
 
+def test_how_much_a_document_may_hold() -> None:
+    limits = Limits(max_elements=10, max_modules=3, max_scaffolds=1)
+    modules = "".join(f'<module name="m{i}"/>' for i in range(3))
+    parse_document(SCHEMA + modules + '<scaffold modules="m1"/></schema>', limits=limits)
+    for extra, error in {
+        '<module name="x"/>': "1:75: schema[s]/module[x]: more than 3 modules",
+        '<scaffold modules="m1"/><scaffold modules="m2"/>': "1:99: schema[s]/scaffold: more than 1 scaffolds",
+        "<union/>" * 7: "1:123: schema[s]/union: more than 10 elements",
+    }.items():
+        assert errors_of(SCHEMA + modules + extra + "</schema>", limits) == [error]
+
+
+def test_white_space_is_xml_s() -> None:
+    assert errors_of(SCHEMA + "<union>\u00a0</union></schema>") == [
+        "1:25: schema[s]/union: text cannot stand in 'union'"
+    ]
+
+
 def test_no_more_issues_than_anyone_reads() -> None:
     assert len(errors_of(SCHEMA + "<x/>" * 1000 + "</schema>")) == MAX_ISSUES
 

@@ -57,7 +57,7 @@ def build_layout(
         max_model_len=max_model_len,
         modules=modules,
         units=units,
-        unit_bits=_unit_bits(units),
+        unit_places=_unit_places(units),
         scaffolds=tuple(scaffolds),
         encoder=encoder,
     )
@@ -112,14 +112,9 @@ class _Builder:
         return module
 
 
-def _unit_bits(units: Sequence[Unit]) -> dict[str, int]:
+def _unit_places(units: Sequence[Unit]) -> dict[str, tuple[int, ...]]:
     place = {unit.id: index for index, unit in enumerate(units)}
-    bits: dict[str, int] = {}
-    for unit in units:
-        bits[unit.id] = 1 << place[unit.id]
-        for seen in unit.context:
-            bits[unit.id] |= 1 << place[seen.id]
-    return bits
+    return {unit.id: tuple([place[needed.id] for needed in (*unit.context, unit)]) for unit in units}
 
 
 def _pieces(draft: ModuleDraft, unit: Unit | None) -> tuple[Piece, ...]:
@@ -139,7 +134,7 @@ def _parameter(draft: ParameterDraft) -> ParameterLayout:
     default = None
     if draft.default:
         default = new_piece(draft.default, draft.start, node.place.label("schema"))
-    return ParameterLayout(node.name, draft.start, node.length, node.required, default, node.place)
+    return ParameterLayout(node.name, draft.start, node.length, node.required, default)
 
 
 def _digest(schema: SchemaNode, modules: Sequence[ModuleLayout], scaffolds: Sequence[ScaffoldLayout]) -> str:

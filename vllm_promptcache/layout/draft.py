@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
 from vllm_promptcache.layout.encoder import TextEncoder
@@ -69,6 +70,11 @@ class ModuleDraft:
     parameters: list[ParameterDraft] = field(default_factory=list)
     children: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionDraft] = field(default_factory=list)
+
+    @cached_property
+    def children_by_name(self) -> dict[str, ModuleDraft]:
+        """For once all children are there."""
+        return {child.node.name: child for child in self.children}
 
     @property
     def cache(self) -> bool:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from vllm_promptcache.plan.plan import CachedSegment, Segment
 from vllm_promptcache.plan.unit import Unit
-from vllm_promptcache.pml.source import Place
 
 
 class Piece(NamedTuple):
@@ -28,7 +27,6 @@ class ParameterLayout:
     num_positions: int
     required: bool
     default: Piece | None
-    place: Place
 
 
 @dataclass(frozen=True, eq=False)

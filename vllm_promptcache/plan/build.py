@@ -229,13 +229,8 @@ def _source_of(position: int, resolution: Resolution) -> str:
 
 def _units(layout: SchemaLayout, segments: Iterable[Segment]) -> tuple[Unit, ...]:
     """The units that segments name, and those of their contexts, in the layout's order."""
-    bits = 0
+    places: set[int] = set()
     for segment in segments:
         if isinstance(segment, CachedSegment):
-            bits |= layout.unit_bits[segment.unit.id]
-    units = []
-    while bits:
-        lowest = bits & -bits
-        units.append(layout.units[lowest.bit_length() - 1])
-        bits ^= lowest
-    return tuple(units)
+            places.update(layout.unit_places[segment.unit.id])
+    return tuple([layout.units[place] for place in sorted(places)])

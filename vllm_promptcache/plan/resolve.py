@@ -9,6 +9,7 @@ from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.layout.parts import ModuleLayout, UnionLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.nodes import IncludeNode, MessageNode, PromptChild, PromptNode, TextNode
+from vllm_promptcache.pml.space import is_white
 
 
 # Neither is frozen: ends and neighbours become known later, and this runs for every request.
@@ -110,7 +111,7 @@ class _Resolver:
         found: list[Included] = []
         for child in node.children:
             if isinstance(child, TextNode):
-                if not child.text.isspace():
+                if not is_white(child.text):
                     what = f"text cannot stand in the element of union {quote(node.name)}"
                     self._issues.add(child.place.issue(what))
                 continue

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a document (and of a file named by `src`), and levels of nested elements."""
+    """What one document may have at most: bytes (a file named by `src` too), levels of elements, elements,
+    modules and scaffolds. What a schema costs to load grows with modules times scaffolds."""
 
     max_document_bytes: int = 4 * 1024 * 1024
     max_depth: int = 64
+    max_elements: int = 131_072
+    max_modules: int = 16_384
+    max_scaffolds: int = 256

@@ -17,14 +17,16 @@ from vllm_promptcache.pml.nodes import (
     SchemaNode,
     UnionNode,
 )
+from vllm_promptcache.pml.source import Place
 
 
 def check_names(schema: SchemaNode, issues: IssueList) -> None:
     """Adds an issue for every name that is taken twice or not known."""
     _check_siblings(schema.children, issues)
+    checker = _ScaffoldChecker(schema, issues)
     for scaffold in flatten_roles(schema.children):
         if isinstance(scaffold, ScaffoldNode):
-            _check_scaffold(schema, scaffold, issues)
+            checker.check(scaffold)
 
 
 def flatten_roles(children: Sequence[SchemaChild]) -> Iterator[SchemaChild]:
@@ -72,51 +74,60 @@ def _check_stand_in(union: UnionNode, issues: IssueList) -> None:
         issues.add(union.place.at("scaffold").issue(unknown("member", union.scaffold, names)))
 
 
-def _check_scaffold(schema: SchemaNode, scaffold: ScaffoldNode, issues: IssueList) -> None:
-    place = scaffold.place.at("modules")
-    # Which member of each union the scaffold takes, by the union's place in the document.
-    chosen: dict[int, tuple[UnionNode, str]] = {}
-    seen: set[int] = set()
-    for path in scaffold.modules:
-        module: SchemaNode | ModuleNode = schema
-        for name in path:
-            found = _find(module, name)
-            if found is None:
-                issues.add(place.issue(_unknown_step(module, name, path)))
-                break
-            module, union = found
-            if union is None:
+class _ScaffoldChecker:
+    """Finds modules by their paths; remembers the names in each module, of which there may be many."""
+
+    def __init__(self, schema: SchemaNode, issues: IssueList) -> None:
+        self._schema = schema
+        self._issues = issues
+        self._members: dict[int, dict[str, tuple[ModuleNode, UnionNode | None]]] = {}
+
+    def check(self, scaffold: ScaffoldNode) -> None:
+        place = scaffold.place.at("modules")
+        # Which member of each union the scaffold takes, by the union's place in the document.
+        chosen: dict[int, str] = {}
+        seen: set[int] = set()
+        for path in scaffold.modules:
+            module = self._follow(path, place, chosen)
+            if module is None:
                 continue
-            _, other = chosen.setdefault(id(union), (union, module.name))
-            if other != module.name:
-                what = f"{quote(module.name)} and {quote(other)} are members of one union: no prompt has both"
-                issues.add(place.issue(what))
-        else:
-            assert isinstance(module, ModuleNode), "a path has at least one name"
             if id(module) in seen:
-                issues.add(place.issue(f"module {quote('/'.join(path))} is named twice"))
+                self._issues.add(place.issue(f"module {quote('/'.join(path))} is named twice"))
             elif not module.cache:
                 what = f'module {quote("/".join(path))} has cache="false" and cannot be encoded in a scaffold'
-                issues.add(place.issue(what))
+                self._issues.add(place.issue(what))
             seen.add(id(module))
 
+    def _follow(self, path: tuple[str, ...], place: Place, chosen: dict[int, str]) -> ModuleNode | None:
+        module: SchemaNode | ModuleNode = self._schema
+        for name in path:
+            found = self._modules(module).get(name)
+            if found is None:
+                self._issues.add(place.issue(self._unknown_step(module, name, path)))
+                return None
+            module, union = found
+            if union is not None and (other := chosen.setdefault(id(union), module.name)) != module.name:
+                what = f"{quote(module.name)} and {quote(other)} are members of one union: no prompt has both"
+                self._issues.add(place.issue(what))
+        assert isinstance(module, ModuleNode), "a path has at least one name"
+        return module
 
-def _unknown_step(module: SchemaNode | ModuleNode, name: str, path: tuple[str, ...]) -> str:
-    unions = {child.name for child in flatten_roles(module.children) if isinstance(child, UnionNode)}
-    if name in unions:
-        return f"{quote(name)} is a union: paths name its members without it"
-    where = f" in {quote('/'.join(path))}" if len(path) > 1 else ""
-    return unknown("module", name, [found.name for found, _ in _modules(module)]) + where
+    def _unknown_step(self, module: SchemaNode | ModuleNode, name: str, path: tuple[str, ...]) -> str:
+        unions = {child.name for child in flatten_roles(module.children) if isinstance(child, UnionNode)}
+        if name in unions:
+            return f"{quote(name)} is a union: paths name its members without it"
+        where = f" in {quote('/'.join(path))}" if len(path) > 1 else ""
+        return unknown("module", name, self._modules(module)) + where
 
-
-def _modules(module: SchemaNode | ModuleNode) -> Iterator[tuple[ModuleNode, UnionNode | None]]:
-    for child in flatten_roles(module.children):
-        if isinstance(child, ModuleNode):
-            yield child, None
-        elif isinstance(child, UnionNode):
-            for member in child.members:
-                yield member, child
-
-
-def _find(module: SchemaNode | ModuleNode, name: str) -> tuple[ModuleNode, UnionNode | None] | None:
-    return next((found for found in _modules(module) if found[0].name == name), None)
+    def _modules(self, module: SchemaNode | ModuleNode) -> dict[str, tuple[ModuleNode, UnionNode | None]]:
+        """The modules directly in another one, by name, and the unions they are members of."""
+        if id(module) not in self._members:
+            members: dict[str, tuple[ModuleNode, UnionNode | None]] = {}
+            for child in flatten_roles(module.children):
+                if isinstance(child, ModuleNode):
+                    members.setdefault(child.name, (child, None))
+                elif isinstance(child, UnionNode):
+                    for member in child.members:
+                        members.setdefault(member.name, (member, child))
+            self._members[id(module)] = members
+        return self._members[id(module)]

@@ -14,7 +14,7 @@ from vllm_promptcache.pml.prompt_parser import PromptParser
 from vllm_promptcache.pml.reader import Element, read_element
 from vllm_promptcache.pml.schema_parser import SchemaParser
 from vllm_promptcache.pml.source import Place, Source
-from vllm_promptcache.pml.space import COMPACT
+from vllm_promptcache.pml.space import COMPACT, is_white
 
 DEFAULT_LIMITS = Limits()
 
@@ -77,7 +77,7 @@ def _pml(root: Element, issues: IssueList, parser: SchemaParser) -> Document:
     prompt: PromptNode | None = None
     for child in root.children:
         if not isinstance(child, Element):
-            if not all(text.isspace() for text, _ in child.parts):
+            if not all(is_white(text) for text, _ in child.parts):
                 issues.add(child.place.issue("text cannot stand in 'pml'"))
         elif child.tag == "schema":
             schema = parser.schema(child, space)

@@ -69,6 +69,8 @@ class _Reader:
     def __init__(self, source: Source, limits: Limits) -> None:
         self._source = source
         self._max_depth = limits.max_depth
+        self._max_elements = limits.max_elements
+        self._num_elements = 0
         self._stack: list[Element] = []
         self._in_cdata = False
         parser = self.parser = expat.ParserCreate("UTF-8")
@@ -96,6 +98,9 @@ class _Reader:
             self.root = element
         if len(stack) >= self._max_depth:
             raise PMLError([place.issue(f"more than {self._max_depth} levels of elements")])
+        self._num_elements += 1
+        if self._num_elements > self._max_elements:
+            raise PMLError([place.issue(f"more than {self._max_elements} elements")])
         stack.append(element)
 
     def _end(self, tag: str) -> None:

@@ -21,7 +21,7 @@ from vllm_promptcache.pml.nodes import (
     UnionNode,
 )
 from vllm_promptcache.pml.reader import Characters, Element
-from vllm_promptcache.pml.space import COMPACT, apply_space
+from vllm_promptcache.pml.space import COMPACT, apply_space, is_white
 
 _IN_SCHEMA = ("module", "union", "scaffold", *ROLES)
 _IN_MODULE = ("module", "union", "parameter", "param", *ROLES)
@@ -47,6 +47,8 @@ class SchemaParser:
         self._issues = issues
         self._limits = limits
         self._folder = folder
+        self._num_modules = 0
+        self._num_scaffolds = 0
 
     def schema(self, element: Element, space: str = COMPACT) -> SchemaNode:
         """The node of a `<schema>` element; `space` is what it inherits."""
@@ -91,6 +93,9 @@ class SchemaParser:
         return self._parameter(child)
 
     def _module(self, element: Element, around: _Surroundings) -> ModuleNode:
+        self._num_modules += 1
+        if self._num_modules > self._limits.max_modules:
+            raise PMLError([element.place.issue(f"more than {self._limits.max_modules} modules")])
         attributes = Attributes(element, self._issues, ("name", "cache", "src", "space"))
         allowed = tuple([tag for tag in _IN_MODULE if not (around.in_role and tag in ROLES)])
         inside = _Surroundings(attributes.space(around.space), allowed, around.in_role)
@@ -144,6 +149,9 @@ class SchemaParser:
         )
 
     def _scaffold(self, element: Element) -> ScaffoldNode:
+        self._num_scaffolds += 1
+        if self._num_scaffolds > self._limits.max_scaffolds:
+            raise PMLError([element.place.issue(f"more than {self._limits.max_scaffolds} scaffolds")])
         attributes = Attributes(element, self._issues, ("modules", "space"))
         attributes.space(COMPACT)
         self._nothing_in(element)
@@ -171,7 +179,7 @@ class SchemaParser:
         for child in element.children:
             if isinstance(child, Element):
                 elements.append(child)
-            elif not all(text.isspace() for text, _ in child.parts):
+            elif not all(is_white(text) for text, _ in child.parts):
                 self._issues.add(child.place.issue(f"text cannot stand in {quote(element.tag)}"))
         return elements
 

@@ -13,6 +13,7 @@ from vllm_promptcache.errors import PMLIssue
 _TAG_START = re.compile(rb"<[^\s/>]*")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 _SPACE = re.compile(rb"[ \t\r\n]*")
+_MAX_STEP_CHARACTERS = 64
 _NAMED_ELEMENTS = frozenset({"schema", "module", "union", "parameter", "param"})
 
 
@@ -78,11 +79,12 @@ class Place(NamedTuple):
         place: Place | None = self
         while place is not None:
             if place.tag:
-                named = place.name is not None and place.tag in _NAMED_ELEMENTS
-                steps.append(f"{place.tag}[{place.name}]" if named else place.tag)
+                tag = place.tag[:_MAX_STEP_CHARACTERS]
+                named = place.name is not None and tag in _NAMED_ELEMENTS
+                steps.append(f"{tag}[{str(place.name)[:_MAX_STEP_CHARACTERS]}]" if named else tag)
             place = place.parent
         if self.attribute:
-            steps.insert(0, f"@{self.attribute}")
+            steps.insert(0, f"@{self.attribute[:_MAX_STEP_CHARACTERS]}")
         return "/".join(reversed(steps)) or "/"
 
     @property

@@ -13,6 +13,11 @@ _WHITE = " \t\r\n"
 _RUN = re.compile(r"[ \t\r\n]+")
 
 
+def is_white(text: str) -> bool:
+    """Whether text is nothing but XML's white space."""
+    return not text.strip(_WHITE)
+
+
 def apply_space(parts: Sequence[tuple[str, bool]], kind: str) -> str:
     """The text of a run whose `parts` are (text, is it CDATA), with `kind` of `SPACE_KINDS` applied.
 
