@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "vllm_promptcache.cli.check",
     "explain": "vllm_promptcache.cli.explain",
     "compile": "vllm_promptcache.cli.compile",
+    "demo": "vllm_promptcache.cli.demo",
 }
 
 

@@ -1,0 +1,56 @@
+"""Starts a server with the prompt cache, asks it, and shows what was reused and what that saves."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from types import FrameType
+
+from vllm_promptcache.cli.failure import Failure
+
+HELP = "serve a model, ask it, and show what is reused"
+
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommand's arguments."""
+    parser.add_argument(
+        "--model", help="a model's folder or hub name (default: SmolLM2-135M-Instruct, converted once)"
+    )
+    parser.add_argument(
+        "--dtype", help="serve in this data type (default: float32 for the default model, else the model's)"
+    )
+    parser.add_argument("--port", type=int, help="the server's port (default: a free one)")
+    parser.add_argument(
+        "--rounds", type=_positive, default=5, metavar="N", help="measure so often (default: 5)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo. Ctrl-C and a termination signal end it and its server."""
+    from vllm_promptcache.demo.errors import DemoError
+    from vllm_promptcache.demo.story import DemoOptions, main_stream_is_safe, run_demo
+
+    main_stream_is_safe()
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        run_demo(DemoOptions(arguments.model, arguments.dtype, arguments.port, arguments.rounds))
+    except DemoError as error:
+        raise Failure(str(error)) from error
+    except KeyboardInterrupt:
+        print("\nvllm-promptcache demo: interrupted, the server is stopped", flush=True)
+        return INTERRUPTED
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number

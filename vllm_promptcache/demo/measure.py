@@ -1,0 +1,124 @@
+"""Times to first token: composed, without reuse, and as plain prompts for vLLM's prefix cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from vllm_promptcache.demo.client import Answer, Client
+from vllm_promptcache.demo.orders import PlainPrompt, new_orders
+from vllm_promptcache.demo.output import width
+from vllm_promptcache.demo.table import render_legend, render_table, seconds, times
+
+# Slow machines end after fewer rounds, but not after fewer than this.
+MIN_ROUNDS = 3
+MAX_SECONDS = 60
+
+
+@dataclass
+class Timings:
+    """The answers to one prompt by each way of asking, round by round."""
+
+    prompt: str
+    reuse: list[Answer] = field(default_factory=list)
+    no_reuse: list[Answer] = field(default_factory=list)
+    other_order: list[Answer] = field(default_factory=list)
+    same_order: list[Answer] = field(default_factory=list)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that were measured."""
+        return len(self.reuse)
+
+
+def measure(
+    client: Client,
+    prompt: str,
+    pml: str,
+    questions: Sequence[str],
+    rounds: int,
+    report: Callable[[str], None],
+) -> Timings:
+    """Asks one prompt in every way, in turns, so that whatever else the machine does hits all alike.
+
+    Each round asks another of `questions`. The plain prompt's first order is asked once before, so that
+    vLLM's prefix cache knows it; every other order is asked once.
+    """
+    timings = Timings(prompt)
+    plain = [PlainPrompt.from_plan(client.explain(pml, question)) for question in questions]
+    first = range(len(plain[0].modules))
+    orders = new_orders(len(first), rounds)
+    client.complete(plain[0].in_order(first), max_tokens=1).finish()
+    end = time.monotonic() + MAX_SECONDS
+    for index in range(rounds):
+        if index >= MIN_ROUNDS and time.monotonic() > end:
+            report(f"{prompt}: {index} rounds are enough on this machine")
+            break
+        question = questions[index % len(questions)]
+        tokens = plain[index % len(questions)]
+        order = orders[index % len(orders)]
+        timings.reuse.append(client.chat(pml, question, max_tokens=1).finish())
+        timings.no_reuse.append(client.chat(pml, question, max_tokens=1, reuse=False).finish())
+        timings.other_order.append(client.complete(tokens.in_order(order), max_tokens=1).finish())
+        timings.same_order.append(client.complete(tokens.in_order(first), max_tokens=1).finish())
+        report(f"{prompt}: round {index + 1} of {rounds}")
+    return timings
+
+
+def render_timings(all_timings: Sequence[Timings]) -> str:
+    """The table, and a line on each of its columns."""
+    head = (
+        "prompt",
+        "prompt\ntokens",
+        "reused\ntokens",
+        "composed,\nreuse",
+        "composed,\nno reuse",
+        "\nratio",
+        "prefix cache,\nother order",
+        "\nratio",
+        "prefix cache,\nsame order",
+    )
+    rounds = min(timings.num_rounds for timings in all_timings)
+    title = f"Time to first token, median of {rounds} rounds in turns:"
+    table = render_table(head, [_row(timings) for timings in all_timings])
+    return f"{title}\n\n{table}\n\n{render_legend(_legend(all_timings), width())}"
+
+
+def _legend(all_timings: Sequence[Timings]) -> list[tuple[str, str]]:
+    other, same = _found(all_timings, "other_order"), _found(all_timings, "same_order")
+    return [
+        ("prompt tokens", "all tokens of the prompt, as the server counts them"),
+        ("reused tokens", "those that came from cached modules and were not computed"),
+        ("reuse", "the prompt in PML"),
+        ("no reuse", 'the same with prompt_cache {"reuse": false}: all computed'),
+        ("other order", f"plain, modules in a new order: the prefix cache had {other} tokens"),
+        ("same order", f"plain, in an order asked before: the prefix cache had {same} tokens"),
+        ("ratio", "the time before it, divided by the time with reuse"),
+    ]
+
+
+def _row(timings: Timings) -> list[str]:
+    base = _first_token(timings.reuse)
+    row = [
+        timings.prompt,
+        str(round(median(answer.num_prompt_tokens for answer in timings.reuse))),
+        str(_num_reused(timings.reuse)),
+        seconds(base),
+    ]
+    for answers in (timings.no_reuse, timings.other_order):
+        row += [seconds(_first_token(answers)), times(_first_token(answers) / base)]
+    return [*row, seconds(_first_token(timings.same_order))]
+
+
+def _found(all_timings: Sequence[Timings], way: str) -> str:
+    return " and ".join(str(_num_reused(getattr(timings, way))) for timings in all_timings)
+
+
+def _first_token(answers: Sequence[Answer]) -> float:
+    return median(answer.first_token_s for answer in answers)
+
+
+def _num_reused(answers: Sequence[Answer]) -> int:
+    return round(median(answer.num_reused_tokens for answer in answers))
