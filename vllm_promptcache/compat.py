@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUPPORTED = "0.32"
-FIRST_PRIORITY = -(2**31)
 _MESSAGE = "prompt_cache_message"
 
 
@@ -186,6 +186,20 @@ def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> Non
     request.block_hashes = []
     request._block_hasher = block_hasher
     request.update_block_hashes()
+
+
+def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:
+    """Put requests into a scheduler's queue just before one that waits in it.
+
+    A priority queue puts them there by itself: they have its priority and time of arrival.
+    """
+    if isinstance(queue, deque):
+        index = queue.index(request)
+        for added in reversed(earlier):
+            queue.insert(index, added)
+    else:
+        for added in earlier:
+            queue.add_request(added)
 
 
 def physical_slots(offsets: NDArray[np.int64], blocks: Sequence[Any], block_size: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 MAX_MODEL_LEN = 8192
 # More steps than any test needs: an engine that stands still fails instead of hanging.
-MAX_STEPS = 20_000
+MAX_STEPS = 10_000
+MAX_IDLE_STEPS = 50
 
 open_engines: list[Engine] = []
 
@@ -63,6 +64,7 @@ class Engine:
         self.has_prompt_cache = plugin
         self.outputs: dict[str, RequestOutput] = {}
         self._numbers = itertools.count()
+        self._idle_steps = 0
         self.encoded: list[Any] = []
         if plugin:
             self._record_encodings()
@@ -110,22 +112,40 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """One step; finished outputs are kept in `outputs`."""
         finished = []
+        computed = self.num_computed_tokens
         for output in self.llm_engine.step():
             assert isinstance(output, RequestOutput)
             if output.finished:
                 self.outputs[output.request_id] = output
                 finished.append(output)
+        idle = self.num_computed_tokens == computed and not finished
+        self._idle_steps = self._idle_steps + 1 if idle else 0
         return finished
+
+    def _run_while(self, busy: Callable[[], bool]) -> None:
+        self._idle_steps = 0
+        for _ in range(MAX_STEPS):
+            if not busy():
+                return
+            self.step()
+            if self._idle_steps > MAX_IDLE_STEPS:
+                raise AssertionError(f"the engine stands still: {self.scheduler.get_request_counts()}")
+        raise AssertionError(f"the engine is not done after {MAX_STEPS} steps")
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Changes whenever anything is computed."""
+        requests = self.scheduler.requests.values()
+        return sum(r.num_computed_tokens + 1_000_003 * r.num_preemptions for r in requests)
 
     def finish(self) -> None:
         """Step until nothing is left to do."""
-        for _ in range(MAX_STEPS):
-            if not self.llm_engine.has_unfinished_requests():
-                break
-            self.step()
-        else:
-            raise AssertionError(f"requests are unfinished after {MAX_STEPS} steps")
+        self._run_while(self.llm_engine.has_unfinished_requests)
         self.drain()
+
+    def drain(self) -> None:
+        """Let the engine finish what nobody waits for, such as encoding."""
+        self._run_while(self.scheduler.has_requests)
 
     def finish_or_abort(self) -> None:
         """Leave nothing behind, whatever a failed test left."""
@@ -133,14 +153,6 @@ class Engine:
         self.abort(*(state.external_req_id for state in states.values()))
         self.drain()
         self.outputs.clear()
-
-    def drain(self) -> None:
-        """Let the engine finish what nobody waits for, such as encoding."""
-        for _ in range(MAX_STEPS):
-            if not self.scheduler.has_requests():
-                return
-            self.step()
-        raise AssertionError(f"the scheduler is busy after {MAX_STEPS} steps")
 
     def ask(
         self, prompts: Iterable[Plan | Sequence[int]], params: SamplingParams | None = None, **more: Any

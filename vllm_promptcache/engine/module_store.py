@@ -131,6 +131,29 @@ class ModuleStore:
             unit.pinned = False
             self._forget_if_idle(unit)
 
+    def check_room(self, composition: Composition) -> None:
+        """Check that a request could be admitted if it were alone with all that can be pinned.
+
+        Raises:
+            ValueError: it would wait for ever, and everyone behind it.
+        """
+        own = [u for k in composition.unit_keys if not (u := self.units[k]).pinned]
+        kept = sum(u.geometry.num_blocks for u in own)
+        scratch = max((self._scratch_blocks(u) for u in own), default=0)
+        shared = sum(self.units[k].geometry.num_blocks for k in composition.unit_keys)
+        private = -(-composition.num_tokens // self.block_size) - shared
+        room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
+        if kept + max(scratch, private) > room:
+            raise ValueError(
+                f"the prompt needs {kept + max(scratch, private)} KV blocks while its modules are encoded;"
+                f" {room} are there for what is not pinned"
+            )
+
+    def _scratch_blocks(self, unit: StoredUnit) -> int:
+        """Blocks that encoding a unit takes besides those that it then keeps."""
+        edges = sum(self.units[c].geometry.num_rows for c in unit.text.context)
+        return -(-(edges + len(unit.text.token_ids)) // self.block_size)
+
     # -- residency -------------------------------------------------------------------------------
 
     def missing(self, composition: Composition) -> list[UnitKey]:

@@ -126,6 +126,7 @@ class PromptCacheScheduling(Base):
                 {key: unit.geometry for key, unit in stored.items()},
                 self.max_model_len,
             )
+            self.store.check_room(composition)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
             return self._seated(request, composition, None, max(int(wire.get("history", 0)), 0))
@@ -184,13 +185,17 @@ class PromptCacheScheduling(Base):
     # -- encoding --------------------------------------------------------------------------------
 
     def _encode_missing(self, waiting: Iterable[ComposedRequest]) -> None:
-        """Queue one encoding request for each unit that waiting requests need and nobody encodes."""
-        queued: list[Request] = []
+        """Queue one encoding request for each unit that waiting requests need and nobody encodes.
+
+        It takes the place in the queue just before who asked: one that finds no blocks must not keep
+        back a request that came earlier, and might be holding them.
+        """
         for composed in waiting:
+            queued: list[Request] = []
             for key in self.store.missing(composed.composition):
                 self._encode(key, composed.request, queued)
-        for request in reversed(queued):
-            self.waiting.prepend_request(request)
+            if queued:
+                compat.queue_before(self.waiting, composed.request, queued)
 
     def _encode(self, key: UnitKey, asker: Request | None, queued: list[Request]) -> None:
         unit = self.store.units[key]
@@ -214,7 +219,7 @@ class PromptCacheScheduling(Base):
             client_index=asker.client_index if asker is not None else 0,
             arrival_time=asker.arrival_time if asker is not None else None,
             lora_request=asker.lora_request if asker is not None else None,
-            priority=compat.FIRST_PRIORITY,
+            priority=asker.priority if asker is not None else 0,
         )
         self.store.name(unit.key, {})
         for key in composition.unit_keys:
@@ -303,8 +308,8 @@ class PromptCacheScheduling(Base):
         queued: list[Request] = []
         for key in keys:
             self._encode(key, None, queued)
-        for request in reversed(queued):
-            self.waiting.prepend_request(request)
+        for request in queued:
+            self.waiting.add_request(request)
 
 
 class PromptCacheScheduler(PromptCacheScheduling, Scheduler):

@@ -1,0 +1,192 @@
+"""Few blocks: preemption, reclaiming, waiting, aborts; nothing is lost, nothing stands still."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.oracle import Oracle
+from tests.engine.plans import new, plan, random_tokens, simple, unit
+from tests.engine.support import Engine, SharedEngine, close_all, greedy, tokens_of
+from vllm_promptcache.plan.plan import Plan
+
+NUM_BLOCKS = 41  # one is vLLM's null block
+MAX_MODEL_LEN = 1024  # 32 blocks
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tiny_model: Path) -> Iterator[SharedEngine]:
+    """An engine with hardly more blocks than one request of full length needs."""
+    yield SharedEngine(
+        tiny_model,
+        max_model_len=MAX_MODEL_LEN,
+        num_gpu_blocks_override=NUM_BLOCKS,
+        max_num_batched_tokens=256,
+        max_num_seqs=16,
+    )
+    close_all()
+
+
+@pytest.fixture
+def num_preemptions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The requests that were preempted, as they are."""
+    preempted: list[str] = []
+    preempt: Callable[..., None] = engine.scheduler._preempt_request
+
+    def counted(request: object, *args: object, **kwargs: object) -> None:
+        preempted.append(request.request_id)  # type: ignore[attr-defined]
+        preempt(request, *args, **kwargs)
+
+    monkeypatch.setattr(engine.scheduler, "_preempt_request", counted)
+    return preempted
+
+
+def modules() -> list[Plan]:
+    root = unit("root", (0, 50))
+    a, b = unit("a", (50, 180), context=[root]), unit("b", (180, 300), context=[root], holes=[(200, 210)])
+    c = unit("c", (300, 390), context=[root])
+    return [
+        plan(root, a, b, new(205, 4, "x"), new(400, 7)),
+        plan(root, b, c, new(203, 7, "y"), new(390, 2)),
+        plan(root, a, new(180, 30), c, new(395, 9)),
+        plan(root, c, new(390, 60)),
+        plan(root, new(50, 90)),
+    ]
+
+
+def test_preempted_requests_say_the_same(
+    engine: Engine, tiny_model: Path, oracle: Oracle, num_preemptions: list[str]
+) -> None:
+    prompts: list[Plan | list[int]] = [*modules(), *(random_tokens(40, f"p{i}").tolist() for i in range(4))]
+    alone = [tokens_of(engine.ask([prompt], greedy(120))[0]) for prompt in prompts]
+    for prompt, tokens in zip(prompts, alone, strict=True):
+        if isinstance(prompt, Plan):
+            assert tokens == oracle(tiny_model, prompt, 120)[0]
+    assert not num_preemptions
+    engine.forget_everything()
+    assert [tokens_of(o) for o in engine.ask(prompts, greedy(120))] == alone
+    assert len(num_preemptions) > 3
+
+
+def test_two_requests_that_each_need_more_than_half_of_the_pool(engine: Engine) -> None:
+    prompts = [simple("left", 420, 100), simple("right", 500, 100)]
+    alone = []
+    for prompt in prompts:
+        alone += engine.ask([prompt], greedy(50))
+        engine.forget_everything()
+    together = engine.ask(prompts, greedy(50))
+    assert [tokens_of(o) for o in together] == [tokens_of(o) for o in alone]
+
+
+def test_two_requests_of_several_large_modules_do_not_wait_for_each_other(engine: Engine) -> None:
+    """Each has encoded one of its modules when neither can encode its second."""
+    prompts = []
+    for name in ("left", "right"):
+        first, second = unit(f"{name} 1", (0, 320)), unit(f"{name} 2", (320, 640))
+        prompts.append(plan(first, second, new(640, 20)))
+    alone = []
+    for prompt in prompts:
+        alone += engine.ask([prompt])
+        engine.forget_everything()
+    for order in (prompts, prompts[::-1]):
+        outputs = engine.ask([*order, *order])
+        assert {tuple(tokens_of(o)) for o in outputs} == {tuple(tokens_of(o)) for o in alone}
+        engine.forget_everything()
+
+
+def test_many_requests_of_many_modules_get_on(engine: Engine) -> None:
+    prompts = []
+    for i in range(12):
+        units = [unit(f"{i} {j}", (100 * j, 100 * j + 64 + i)) for j in range(4)]
+        prompts.append(plan(*units, new(400, 10 + i)))
+    alone = []
+    for prompt in prompts:
+        alone += [tokens_of(engine.ask([prompt])[0])]
+        engine.forget_everything()
+    assert [tokens_of(o) for o in engine.ask(prompts)] == alone
+    assert engine.call("stats")["evictions"] > 0
+
+
+def test_idle_modules_make_room_for_plain_requests(engine: Engine) -> None:
+    for i in range(6):
+        engine.ask([simple(f"idle {i}", 190)], greedy(1))
+    prompts = [random_tokens(600, f"p{i}").tolist() for i in range(4)]
+    outputs = engine.ask(prompts, greedy(100))
+    assert all(len(tokens_of(o)) == 100 for o in outputs)
+
+
+def test_modules_in_use_are_never_reclaimed(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
+    prompt = simple("used", 300, 10)
+    tokens, _ = oracle(tiny_model, prompt, 150)
+    name = engine.add(prompt, greedy(150))
+    for index in range(20):
+        engine.add(random_tokens(300, f"p{index}").tolist(), greedy(20))
+    engine.finish()
+    assert tokens_of(engine.outputs[name]) == tokens
+
+
+def test_a_request_of_the_models_full_length_fits_beside_pins(engine: Engine) -> None:
+    from vllm_promptcache.blocks.wire import units_to_wire
+
+    limit = engine.store.pin_limit
+    assert limit == NUM_BLOCKS - 1 - MAX_MODEL_LEN // 32
+    pinned = unit("pinned", (0, 32 * limit))
+    engine.call("define", texts=units_to_wire([pinned]))
+    assert engine.call("pin", units=[pinned.digest])["pinned"]
+    engine.drain()
+    (output,) = engine.ask([random_tokens(1000, "full").tolist()], greedy(24))
+    assert len(tokens_of(output)) == 24
+    (composed,) = engine.ask([simple("half", 480, 500)], greedy(40))
+    assert len(tokens_of(composed)) == 40
+    engine.call("unpin", units=[pinned.digest])
+    engine.call("forget", units=[pinned.digest])
+
+
+def test_what_can_never_fit_is_refused_at_once(engine: Engine) -> None:
+    """Encoding takes a unit's blocks twice: it would wait for ever, and everyone behind it."""
+    neighbour = engine.add(simple("neighbour"))
+    (output,) = engine.ask([simple("huge", 900, 10)])
+    assert output.outputs[0].finish_reason == "error"
+    assert engine.outputs[neighbour].outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("num_steps", range(12))
+def test_aborts_at_every_moment(engine: Engine, num_steps: int) -> None:
+    """While waiting for modules, while they are encoded, in the middle of a prompt, while generating."""
+    prompts = [simple("aborted", 390, 300), simple("aborted", 390, 280, "other"), simple("kept", 60, 20)]
+    names = [engine.add(prompt, greedy(6)) for prompt in prompts]
+    for _ in range(num_steps):
+        engine.step()
+    engine.abort(*names[:2])
+    engine.check()
+    engine.step()
+    engine.check()
+    engine.finish()
+    kept = engine.outputs[names[2]]
+    assert kept.outputs[0].finish_reason == "length"
+    engine.forget_everything()
+    assert tokens_of(engine.ask([prompts[2]], greedy(6))[0]) == tokens_of(kept)
+    assert tokens_of(engine.ask([prompts[1]], greedy(6))[0]) == tokens_of(engine.ask([prompts[1]], greedy(6))[0])
+
+
+def test_aborted_requests_leave_their_modules_to_others(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
+    """The first asker is aborted while the unit is encoded for both."""
+    prompts = [simple("shared", 390), simple("shared", 390, question="other")]
+    names = [engine.add(prompt, greedy(6)) for prompt in prompts]
+    engine.step()
+    engine.abort(names[0])
+    engine.finish()
+    assert tokens_of(engine.outputs[names[1]]) == oracle(tiny_model, prompts[1], 6)[0]
+    assert len(engine.encoded) == 1
+
+
+def test_everything_is_aborted_at_random(engine: Engine) -> None:
+    randomly = random.Random(5)
+    for _ in range(15):
+        names = [engine.add(prompt, greedy(30)) for prompt in randomly.sample(modules(), 4)]
+        for name in names:
+            for _ in range(randomly.randrange(6)):
+                engine.step()
+            engine.abort(name)
+            engine.check()
