@@ -167,10 +167,14 @@ def test_aborts_at_every_moment(engine: Engine, num_steps: int) -> None:
     assert kept.outputs[0].finish_reason == "length"
     engine.forget_everything()
     assert tokens_of(engine.ask([prompts[2]], greedy(6))[0]) == tokens_of(kept)
-    assert tokens_of(engine.ask([prompts[1]], greedy(6))[0]) == tokens_of(engine.ask([prompts[1]], greedy(6))[0])
+    assert tokens_of(engine.ask([prompts[1]], greedy(6))[0]) == tokens_of(
+        engine.ask([prompts[1]], greedy(6))[0]
+    )
 
 
-def test_aborted_requests_leave_their_modules_to_others(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
+def test_aborted_requests_leave_their_modules_to_others(
+    engine: Engine, tiny_model: Path, oracle: Oracle
+) -> None:
     """The first asker is aborted while the unit is encoded for both."""
     prompts = [simple("shared", 390), simple("shared", 390, question="other")]
     names = [engine.add(prompt, greedy(6)) for prompt in prompts]
