@@ -114,6 +114,10 @@ class QualityEngine:
             self._engine.step()
         return seconds
 
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.engine_core.shutdown()
+
     def take_first_token(self, name: str) -> NDArray[np.float32]:
         """The log-probabilities, ``(vocabulary,)``, kept under a name; once."""
         return self._first_tokens.pop(name)
