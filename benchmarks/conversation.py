@@ -28,7 +28,7 @@ Message = dict[str, str]
 
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--cached", type=int, default=2048, help="tokens of modules (default: %(default)s)")
+    parser.add_argument("--cached", type=int, default=2000, help="tokens of modules (default: %(default)s)")
     parser.add_argument(
         "--first", type=int, default=768, help="tokens the first turn asks (default: %(default)s)"
     )

@@ -29,7 +29,7 @@ NUM_NEW_TOKENS = 24
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
     parser.add_argument(
-        "--context", default="1024,2048,4096,8192", help="cached tokens (default: %(default)s)"
+        "--context", default="1000,2000,4000,8000", help="cached tokens (default: %(default)s)"
     )
     parser.add_argument("--answer", type=int, default=64, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=12, help="requests of each way (default: %(default)s)")

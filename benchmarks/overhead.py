@@ -46,7 +46,7 @@ COUNTED = [stage for stage in STAGES if stage != "edge rows"]
 
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--cached", default="1024,2048,4096,8192", help="(default: %(default)s)")
+    parser.add_argument("--cached", default="1000,2000,4000,8000", help="(default: %(default)s)")
     parser.add_argument("--modules", default="1,8,32", help="(default: %(default)s)")
     parser.add_argument("--requests", type=int, default=60, help="of each point (default: %(default)s)")
 
@@ -54,7 +54,7 @@ def add_arguments(parser: Any) -> None:
 def run(run: Run, args: argparse.Namespace) -> None:
     """All points on one engine whose core runs in one process, one request after another."""
     settings = run.settings
-    lengths = [1024, 4096] if settings.quick else [int(n) for n in args.cached.split(",")]
+    lengths = [1000, 4000] if settings.quick else [int(n) for n in args.cached.split(",")]
     modules = [int(n) for n in args.modules.split(",")]
     count = 10 if settings.quick else args.requests
     points = [(n, m) for n in lengths for m in modules]

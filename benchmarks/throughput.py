@@ -55,7 +55,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
     settings = run.settings
     corpus = read_corpus(settings.data)
     source = TextSource(corpus, AutoTokenizer.from_pretrained(settings.model), settings.seed)
-    documents, tokens = (16, 64) if settings.quick else (args.documents, args.document_tokens)
+    documents, tokens = (16, 160) if settings.quick else (args.documents, args.document_tokens)
     shelves = Shelves.fill(source, documents, tokens, settings.longest_cached, args.zipf, settings.seed)
     run.result["pool"] = shelves.describe()
     points = [
@@ -144,8 +144,8 @@ def tables(result: Result) -> list[Table]:
     pool = result["pool"]
     note = (
         f"Every question takes {pool['documents_a_question']} documents of {pool['documents']}, "
-        f"Zipf-distributed (exponent {pool['zipf']}), of {pool['document_tokens']} tokens on average. The pool's schema has "
-        f"{pool['shelves']} unions side by side, each document a member of two; "
+        f"Zipf-distributed (exponent {pool['zipf']}), of {pool['document_tokens']} tokens on average. "
+        f"The pool's schema has {pool['shelves']} unions side by side, each document a member of two; "
         f"{pool['unshelved']} of {pool['asked']} documents found both taken and were sent as new text."
     )
     first = ("load", "in flight")

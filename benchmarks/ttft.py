@@ -22,7 +22,7 @@ from benchmarks.settings import Settings
 from benchmarks.spread import Place, Spread, by_place, interleave, ratio_of
 from benchmarks.text import TextSource, read_corpus
 
-CACHED = (1024, 2048, 4096, 8192)
+CACHED = (1000, 2000, 4000, 8000)
 NEW = (16, 64, 256)
 MODULES = (1, 8, 32)
 
@@ -53,23 +53,26 @@ class Point:
 
     @property
     def key(self) -> str:
-        """Its name in the result: ``4096:24:8``, ``4096:24:8:bs32``."""
+        """Its name in the result: ``4000:24:8``, ``4000:24:8:bs32``."""
         size = "" if self.block_size is None else f":bs{self.block_size}"
         return f"{self.cached}:{self.new}:{self.modules}{size}"
 
     @classmethod
     def read(cls, text: str) -> Point:
-        """``4k:24:8`` or ``4096:24:8:bs32``."""
+        """``4k:24:8`` or ``4000:24:8:bs32``."""
         cached, new, modules, *size = text.strip().split(":")
-        count = int(cached[:-1]) * 1024 if cached.endswith("k") else int(cached)
+        count = int(cached[:-1]) * 1000 if cached.endswith("k") else int(cached)
         return cls(count, int(new), int(modules), int(size[0].removeprefix("bs")) if size else None)
 
 
+# 4,096 is whole blocks for vLLM's prefix cache, which recomputes the end of 4,000: the yardstick's best case.
 NAMED = (
+    Point(4000, 24, 8),
     Point(4096, 24, 8),
-    Point(4096, 16, 8),
-    Point(8192, 16, 8),
+    Point(4000, 24, 8, 32),
     Point(4096, 24, 8, 32),
+    Point(4000, 16, 8),
+    Point(8000, 16, 8),
 )
 
 
@@ -160,6 +163,7 @@ class _Measurement:
             "cached_tokens": self.cached,
             "new_tokens": self.point.new,
             "module_tokens": lengths,
+            "tokens_in_part_filled_blocks": sum(n % self.server.block_size() for n in lengths),
             "reused_tokens": reused,
             "samples": samples,
         }
@@ -273,22 +277,23 @@ def tables(result: Result) -> list[Table]:
 
 def figures(result: Result) -> list[Figure]:
     """The figures of issue 3 that were measured."""
+    one, four, eight = "warm / perfect prefix", "4k in 8 ragged modules", "8k in 8 ragged modules"
     wanted = [
-        ("4096:24:8", "warm", "prefix", 1.00, True, "warm / perfect prefix, 4k in 8 ragged modules, 24 new"),
-        ("4096:24:8:bs32", "warm", "prefix", 1.03, True, "the same with block size 32"),
-        ("4096:16:8", "full", "warm", 40, False, "full prefill / warm, 4k, 16 new"),
-        ("8192:16:8", "full", "warm", 80, False, "full prefill / warm, 8k, 16 new"),
-        ("4096:16:8", "cold", "full", 1.05, True, "cold / full prefill, 4k, 16 new"),
-        ("8192:16:8", "cold", "full", 1.05, True, "cold / full prefill, 8k, 16 new"),
+        ("4000:24:8", "warm", "prefix", 1.00, True, f"{one}, {four}, 24 new"),
+        ("4096:24:8", "warm", "prefix", 1.00, True, f"{one}, the same with 4,096 (whole blocks)"),
+        ("4000:24:8:bs32", "warm", "prefix", 1.03, True, f"{one}, {four}, 24 new, block size 32"),
+        ("4096:24:8:bs32", "warm", "prefix", 1.03, True, f"{one}, the same with 4,096 (whole blocks)"),
+        ("4000:16:8", "full", "warm", 40, False, f"full prefill / warm, {four}, 16 new"),
+        ("8000:16:8", "full", "warm", 80, False, f"full prefill / warm, {eight}, 16 new"),
+        ("4000:16:8", "cold", "full", 1.05, True, f"cold / full prefill, {four}, 16 new"),
+        ("8000:16:8", "cold", "full", 1.05, True, f"cold / full prefill, {eight}, 16 new"),
     ]
     found = []
     for key, above, below, target, at_most, what in wanted:
         ratio = _ratio(result["cells"][key], above, below) if key in result["cells"] else None
         if ratio is not None:
             found.append(Figure(what, ratio, target, at_most))
-    ratios = {
-        key: ratio for key, cell in result["cells"].items() if (ratio := _ratio(cell, "warm", "prefix"))
-    }
+    ratios = {key: ratio for key, cell in grid.items() if (ratio := _ratio(cell, "warm", "prefix"))}
     if ratios:
         worst = max(ratios, key=lambda key: ratios[key].median)
         found.append(Figure(f"warm / perfect prefix, worst of the grid ({worst})", ratios[worst], 1.10, True))
