@@ -49,7 +49,7 @@ def measure(
     timings = Timings(prompt)
     plain = [PlainPrompt.from_plan(client.explain(pml, question)) for question in questions]
     first = range(len(plain[0].modules))
-    orders = new_orders(len(first), rounds)
+    orders = new_orders(len(first), rounds) or [tuple(first)]
     client.complete(plain[0].in_order(first), max_tokens=1).finish()
     end = time.monotonic() + MAX_SECONDS
     for index in range(rounds):
@@ -75,9 +75,7 @@ def render_timings(all_timings: Sequence[Timings]) -> str:
         "reused\ntokens",
         "composed,\nreuse",
         "composed,\nno reuse",
-        "\nratio",
         "prefix cache,\nother order",
-        "\nratio",
         "prefix cache,\nsame order",
     )
     rounds = min(timings.num_rounds for timings in all_timings)
@@ -95,7 +93,7 @@ def _legend(all_timings: Sequence[Timings]) -> list[tuple[str, str]]:
         ("no reuse", 'the same with prompt_cache {"reuse": false}: all computed'),
         ("other order", f"plain, modules in a new order: the prefix cache had {other} tokens"),
         ("same order", f"plain, in an order asked before: the prefix cache had {same} tokens"),
-        ("ratio", "the time before it, divided by the time with reuse"),
+        ("1.0x", "how many times the time with reuse"),
     ]
 
 
@@ -107,9 +105,10 @@ def _row(timings: Timings) -> list[str]:
         str(_num_reused(timings.reuse)),
         seconds(base),
     ]
-    for answers in (timings.no_reuse, timings.other_order):
-        row += [seconds(_first_token(answers)), times(_first_token(answers) / base)]
-    return [*row, seconds(_first_token(timings.same_order))]
+    for answers in (timings.no_reuse, timings.other_order, timings.same_order):
+        value = _first_token(answers)
+        row.append(f"{seconds(value)} {times(value / base):>5}")
+    return row
 
 
 def _found(all_timings: Sequence[Timings], way: str) -> str:

@@ -125,9 +125,11 @@ class Server:
             time.sleep(_PAUSE_S)
         milestones.look()
 
-    def require_alive(self) -> None:
-        """Raises DemoError, with the end of the log, if the server has ended."""
-        status = self._process.poll()
+    def require_alive(self, grace_s: float = 0) -> None:
+        """Raises DemoError, with the end of the log, if the server has ended or ends within `grace_s`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
+        status = self._process.returncode
         if status is not None:
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise DemoError(f"the server {how}. The end of its log:\n\n{self.log_tail()}")
@@ -169,13 +171,14 @@ class _Milestones:
     """Reads a log as it grows and reports what matters, each thing once."""
 
     def __init__(self, log: Path, report: Callable[[str], None]) -> None:
-        self._file = log.open(encoding="utf-8", errors="replace")
+        self._log = log
+        self._num_read_bytes = 0
         self._report = report
         self._said: set[str] = set()
         self._last = time.monotonic()
 
     def look(self) -> None:
-        for line in self._file:
+        for line in self._new_lines():
             for pattern, text in _MILESTONES:
                 found = pattern.search(line)
                 if found and (message := found.expand(text)) not in self._said:
@@ -183,6 +186,14 @@ class _Milestones:
                     self._say(message)
         if time.monotonic() - self._last > _SILENCE_S:
             self._say("...")
+
+    def _new_lines(self) -> list[str]:
+        with self._log.open("rb") as file:
+            file.seek(self._num_read_bytes)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._num_read_bytes += len(whole)
+        return whole.decode(errors="replace").splitlines()
 
     def _say(self, message: str) -> None:
         self._last = time.monotonic()

@@ -27,7 +27,10 @@ from vllm_promptcache.demo.server import (
 # A small model's first sentence is its best.
 ANSWER_TOKENS = 48
 STOP = (".", "\n")
-NUM_PACKAGES, NUM_ASKED_PACKAGES = 6, 4
+# Packages in the schema, modules in the prompt, and questions that are asked of it.
+NUM_PACKAGES, NUM_MODULES, NUM_QUESTIONS = 6, 4, 3
+# How long a server that has stopped answering may take to end.
+DYING_S = 5.0
 TEMPORARY_PREFIX = "vllm-promptcache-demo-"
 
 MALDIVES = (
@@ -82,8 +85,10 @@ def run_demo(options: DemoOptions) -> None:
     """
     port = choose_port(options.port)
     heading("The model")
+    step("looking at the model and the machine")
     model = open_model(options.model, options.dtype)
-    note(f"{model.name}, served in {model.dtype if model.dtype != 'auto' else 'its own data type'}.")
+    dtype = "its own data type" if model.dtype == "auto" else model.dtype
+    step(f"{model.name}, to be served in {dtype}")
     if runs_on_cpu():
         require_memory(model.needed_bytes, available_memory(), f"serving {model.name}")
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
@@ -101,7 +106,8 @@ def run_demo(options: DemoOptions) -> None:
                 _show(server, Client(server.url, model.name), packages, options.rounds)
             except DemoError as error:
                 raise DemoError(f"{error}\n\nAll of the log: {_keep(log)}") from error
-            step("the server is stopped")
+        say()
+        step("the server is stopped")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -113,6 +119,8 @@ def _write_schemas(folder: Path) -> tuple[Path, list[Description]]:
     travel = resources.files(__package__) / "travel.pml"
     (schemas / "travel.pml").write_bytes(travel.read_bytes())
     packages = find_descriptions(NUM_PACKAGES)
+    if not packages:
+        raise DemoError("no installed package carries a description: the demo has nothing to ask about")
     write_schema(schemas, packages)
     return schemas, packages
 
@@ -123,9 +131,12 @@ def _show(server: Server, client: Client, packages: list[Description], rounds: i
     try:
         _ask(client, packages)
         _measure(client, packages, rounds)
-    except OpenAIError as error:
-        server.require_alive()
-        raise DemoError(f"the server refused a request: {error}\n{server.log_tail()}") from error
+    # A server that dies shows in many ways here.
+    except Exception as error:
+        server.require_alive(DYING_S)
+        if not isinstance(error, OpenAIError):
+            raise
+        raise DemoError(f"the server refused a request: {error}\n\n{server.log_tail()}") from error
 
 
 def _ask(client: Client, packages: list[Description]) -> None:
@@ -140,12 +151,12 @@ def _ask(client: Client, packages: list[Description]) -> None:
 
 
 def _packages_scene(packages: list[Description]) -> Scene:
-    asked = packages[:NUM_ASKED_PACKAGES]
-    modules = "".join(f"<{each.module}/>" for each in asked)
+    chosen = packages[:NUM_MODULES]
+    modules = "".join(f"<{each.module}/>" for each in chosen)
     return Scene(
-        "Four of its modules:",
+        f"{len(chosen)} of its {len(packages)} modules:",
         f'<prompt schema="packages">{modules}</prompt>',
-        tuple(f"What is {each.package}?" for each in asked),
+        tuple(f"What is {each.package}?" for each in chosen[:NUM_QUESTIONS]),
     )
 
 

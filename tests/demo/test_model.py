@@ -1,0 +1,68 @@
+"""The model of the demo, and the memory it takes."""
+
+from pathlib import Path
+
+import pytest
+
+from vllm_promptcache.demo.errors import DemoError
+from vllm_promptcache.demo.model import KV_SPACE_VARIABLE, DemoModel, bytes_per_number, open_model
+from vllm_promptcache.embedded_model import EmbeddedModelError
+
+GIB = 1 << 30
+
+
+def a_model(**changes: int) -> DemoModel:
+    values = {"max_model_len": 8192, "weights_bytes": 4 * GIB, "kv_bytes_per_token": 46080} | changes
+    return DemoModel("name", "path", "float32", **values)
+
+
+def test_the_embedded_model_is_served_in_float32(
+    embedded_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KV_SPACE_VARIABLE, raising=False)
+    model = open_model(None, None)
+    assert model.path == str(embedded_model)
+    assert (model.dtype, model.max_model_len) == ("float32", 8192)
+    # 30 layers, 3 key-value heads of 64, keys and values, 4 bytes.
+    assert model.kv_bytes_per_token == 30 * 3 * 64 * 2 * 4
+    assert model.weights_bytes == sum(file.stat().st_size for file in embedded_model.glob("*.safetensors"))
+    assert model.kv_space_gib == 1
+
+
+def test_another_model_is_served_as_it_is(tiny_model: Path) -> None:
+    model = open_model(str(tiny_model), None)
+    assert (model.name, model.dtype, model.max_model_len) == (tiny_model.name, "auto", 8192)
+    assert open_model(str(tiny_model), "bfloat16").weights_bytes == model.weights_bytes // 2
+
+
+def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match="cannot read the configuration of model"):
+        open_model(str(tmp_path), None)
+
+
+def test_a_failed_conversion_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise EmbeddedModelError("no network")
+
+    monkeypatch.setattr("vllm_promptcache.demo.model.embedded_model_path", fail)
+    with pytest.raises(DemoError, match="no network"):
+        open_model(None, None)
+
+
+@pytest.mark.parametrize(("kv_bytes", "gib"), [(1, 1), (46080, 1), (2 * 46080, 2), (1 << 20, 16)])
+def test_kv_space_is_enough_for_the_demo(kv_bytes: int, gib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KV_SPACE_VARIABLE, raising=False)
+    assert a_model(kv_bytes_per_token=kv_bytes).kv_space_gib == gib
+
+
+def test_kv_space_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KV_SPACE_VARIABLE, "7")
+    assert a_model().kv_space_gib == 7
+    assert a_model().needed_bytes == (2 + 5 + 7) * GIB
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", 4), ("torch.float32", 4), ("float", 4), ("bfloat16", 2), ("half", 2)]
+)
+def test_bytes_per_number(dtype: str, expected: int) -> None:
+    assert bytes_per_number(dtype) == expected
