@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache import compat
 from vllm_promptcache.blocks.checks import check_composition, check_text
@@ -250,6 +250,15 @@ class PromptCacheScheduling(Base):
         scheduled = request.num_computed_tokens >= request.num_prompt_tokens
         if scheduled and self.store.units[key].residency is Residency.ENCODING:
             self.store.finish_encoding(key)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's; an encoding request that is scheduled to its end has nothing to come back for."""
+        super()._preempt_request(request, *args, **kwargs)
+        composed = self.composed.get(request.request_id)
+        if composed is None or composed.encodes is None:
+            return
+        if self.store.units[composed.encodes].residency is not Residency.ENCODING:
+            self.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _take_seatings(self) -> dict[str, Seating]:
         seated, self.kv_cache_manager.newly_seated = self.kv_cache_manager.newly_seated, []
