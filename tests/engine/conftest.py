@@ -32,12 +32,16 @@ def engine(shared_engine: SharedEngine) -> Engine:
 def no_block_is_lost() -> Iterator[None]:
     """Whatever a test did: free + modules + in use + null = total, also once everything is over."""
     yield
-    for engine in open_engines:
-        engine.check()
-        engine.finish_or_abort()
-        engine.check()
-        if engine.has_prompt_cache:
-            _nobody_holds_anything(engine)
+    for engine in list(open_engines):
+        try:
+            engine.check()
+            engine.finish_or_abort()
+            engine.check()
+            if engine.has_prompt_cache:
+                _nobody_holds_anything(engine)
+        except BaseException:
+            engine.close()  # the next test starts another one
+            raise
 
 
 def _nobody_holds_anything(engine: Engine) -> None:

@@ -26,6 +26,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
+from vllm_promptcache.engine.configure import SCHEDULERS
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.plan.plan import Plan
 
@@ -55,10 +56,15 @@ class Engine:
             "disable_log_stats": True,
         }
         plugin = settings.pop("plugin", True)
+        force_async = settings.pop("force_async", False)
         if plugin:
             settings["additional_config"] = {"prompt_cache": prompt_cache or {}}
         arguments = EngineArgs(model=str(model), **(defaults | settings))
-        self.llm_engine = LLMEngine.from_engine_args(arguments)
+        vllm_config = arguments.create_engine_config()
+        if force_async:  # vLLM switches it off on CPUs, where it gains nothing; it works all the same
+            vllm_config.scheduler_config.async_scheduling = True
+            vllm_config.scheduler_config.scheduler_cls = SCHEDULERS[True]
+        self.llm_engine = LLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
         self.core: Any = self.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
         self.scheduler: Any = self.core.scheduler
         self.has_prompt_cache = plugin
@@ -215,9 +221,11 @@ class SharedEngine:
 def close_all() -> None:
     """Check and close open engines: vLLM has one set of process groups, which an engine takes down."""
     for engine in list(open_engines):
-        engine.finish_or_abort()
-        engine.check()
-        engine.close()
+        try:
+            engine.finish_or_abort()
+            engine.check()
+        finally:
+            engine.close()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ engines whose block and chunk lengths cut through the prompts in different place
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def plans(tiny_model: Path) -> list[Plan]:
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda e: f"blocks-{e[0]}-chunks-{e[1]}")
-def answers(request: pytest.FixtureRequest, tiny_model: Path, plans: list[Plan]) -> Iterator[Answers]:
+def answers(request: pytest.FixtureRequest, tiny_model: Path, plans: list[Plan]) -> Answers:
     block_size, num_batched_tokens, num_seqs = request.param
     with serving(
         tiny_model,
@@ -62,7 +61,7 @@ def answers(request: pytest.FixtureRequest, tiny_model: Path, plans: list[Plan])
         warm = engine.ask(reversed(plans), params)[::-1]
         plain = engine.ask([without_reuse(p) for p in plans], greedy(NUM_PLAIN_TOKENS, logprobs=5))
         assert len(engine.encoded) == num_encodings
-    yield Answers(cold, warm, plain, num_encodings)
+    return Answers(cold, warm, plain, num_encodings)
 
 
 @pytest.mark.parametrize("index", range(len(ALL_CASES)), ids=IDS)

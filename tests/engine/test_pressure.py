@@ -15,8 +15,8 @@ NUM_BLOCKS = 41  # one is vLLM's null block
 MAX_MODEL_LEN = 1024  # 32 blocks
 
 
-@pytest.fixture(scope="module")
-def shared_engine(tiny_model: Path) -> Iterator[SharedEngine]:
+@pytest.fixture(scope="module", params=[False, True], ids=["synchronous", "asynchronous"])
+def shared_engine(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[SharedEngine]:
     """An engine with hardly more blocks than one request of full length needs."""
     yield SharedEngine(
         tiny_model,
@@ -24,6 +24,7 @@ def shared_engine(tiny_model: Path) -> Iterator[SharedEngine]:
         num_gpu_blocks_override=NUM_BLOCKS,
         max_num_batched_tokens=256,
         max_num_seqs=16,
+        force_async=request.param,
     )
     close_all()
 
