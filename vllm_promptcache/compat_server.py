@@ -28,7 +28,8 @@ def admit_composed_inputs(admit: Callable[[Any, Any], Any]) -> None:
     """Have ``admit(input, params)`` say with which parameters an input enters the engine.
 
     Target: InputProcessor.process_inputs. Why: all of a server's and a script's requests pass there,
-    right before they are sent, and one API request can hold several prompts but one set of parameters.
+    right before they are sent, and one API request can hold several prompts but one set of parameters
+    (patches/: input-params-hooks).
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -47,7 +48,7 @@ def keep_reports_until_finished(key: str) -> None:
     """Attach what ``kv_transfer_params[key]`` said of a request to its last output as well.
 
     Target: RequestState.make_request_output. Why: a request that ends at a stop string is ended by the
-    front end, so the engine's last word on it never arrives.
+    front end, so the engine's last word on it never arrives (patches/: early-transfer-params).
     """
     from vllm.v1.engine.output_processor import RequestState
 
@@ -92,7 +93,8 @@ def extend_api_server(
 
     Targets: attach_endpoint_plugins in vllm.entrypoints.launchers.app and init_generate_state. Why:
     endpoint plugins are loaded only when VLLM_PLUGINS names them, which then filters all plugins, and
-    serving classes are written into init_generate_state (patches/: serving-classes).
+    serving classes are written into init_generate_state (patches/: serving-classes,
+    endpoint-plugin-registration).
     """
     from vllm.entrypoints.generate import api_router
     from vllm.entrypoints.launchers import app as app_module

@@ -17,6 +17,7 @@ from vllm_promptcache.registry.describe import details
 from vllm_promptcache.registry.documents import load_schema_files
 from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.link import run_sync
+from vllm_promptcache.registry.loading import wait_until_encoded
 from vllm_promptcache.registry.options import PromptOptions
 from vllm_promptcache.server.admission import engine_input
 from vllm_promptcache.server.conversation import read_turns
@@ -63,6 +64,9 @@ class LLM(vllm.LLM):
         """
         registry = self._prompt_cache.registry
         registered = run_sync(registry.register(pml, source="api", pin=pin))
+        if pin and not self.llm_engine.has_unfinished_requests():
+            # Steps of the engine while nothing is enqueued lose no output.
+            run_sync(wait_until_encoded(registry))
         return [details(entry, run_sync(registry.status(entry))) for entry in registered.entries]
 
     def remove_schema(self, name: str) -> None:

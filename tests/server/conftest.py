@@ -19,7 +19,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     settings = ["--prompt-cache-config.schemas", f'["{folder}"]']
     settings += ["--prompt-cache-config.max_document_bytes", "65536"]
     settings += ["--prompt-cache-config.max_schemas", "6"]
-    settings += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    settings += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-scale-out"]
     with serving(tiny_model, folder / "log", *settings) as server:
         yield server
 

@@ -1,6 +1,7 @@
 """Chat completions with PML, through OpenAI's client."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_streams(client: openai.OpenAI, include_usage: bool) -> None:
         assert counts(chunks[-1].usage) == counts(whole.usage)
 
 
+def test_a_stream_that_nobody_reads_any_more_is_ended(client: openai.OpenAI, http: httpx.Client) -> None:
+    with ask(client, stream=True, max_tokens=3000, ignore_eos=True) as stream:
+        next(stream)
+        assert http.get("/schemas/travel").json()["modules"][0]["users"] == 1
+    deadline = time.monotonic() + 30
+    while http.get("/schemas/travel").json()["modules"][0]["users"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_n_seed_and_temperature(client: openai.OpenAI) -> None:
     first, second = (ask(client, n=3, seed=5, temperature=1.0) for _ in range(2))
     texts = [[choice.message.content for choice in answer.choices] for answer in (first, second)]
@@ -165,14 +176,18 @@ def test_prompt_tokens_are_shown_in_the_order_of_positions(client: openai.OpenAI
     assert "The journey takes three days and begins at home. The islands lie" in answer.prompt_text
 
 
-def test_generation_stops_where_positions_run_out(client: openai.OpenAI) -> None:
-    """The iceland module leaves a gap, so positions run out before tokens do."""
-    words = [{"role": "user", "content": "word " * 2900}]
-    answer = ask(client, messages=words, max_tokens=4000, ignore_eos=True)
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.total_tokens < 4096 and answer.usage.completion_tokens > 50
+def test_generation_stops_where_positions_run_out(client: openai.OpenAI, http: httpx.Client) -> None:
+    """Nothing of the union is included, so the prompt has a gap: positions run out before tokens do."""
+    pml = '<prompt schema="travel"><plan/><food/></prompt>'
+    words: Any = [{"role": "user", "content": "word " * 3200}]
+    explained = http.post("/explain", json={"messages": words, "pml": pml}).json()
+    left = 4096 - explained["next_position"]
+    answer = ask(client, pml, messages=words, max_tokens=4000, ignore_eos=True)
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", left)
+    assert answer.usage.total_tokens < 4096 - 100
+    words[0]["content"] += "word " * left
     with pytest.raises(openai.BadRequestError, match="needs one to generate at"):
-        ask(client, messages=[{"role": "user", "content": "word " * 3600}])
+        ask(client, pml, messages=words)
 
 
 def test_a_request_can_bring_its_own_schema(client: openai.OpenAI) -> None:

@@ -62,7 +62,7 @@ def test_wrong_documents(
         ({"pml": None, "prompt_cache": {"reuse": False}}, "PMLError", "need a prompt in 'pml'"),
         ({"pml": 5}, "PMLError", "must be a string"),
         ({"messages": []}, "BadRequestError", "messages may be empty only"),
-        ({"prompt_logprobs": 1}, "BadRequestError", "prompt_logprobs cannot be combined with pml"),
+        ({"prompt_logprobs": 1}, "BadRequestError", "prompt_logprobs"),
         ({"use_beam_search": True}, "BadRequestError", "use_beam_search cannot be combined with pml"),
         ({"truncate_prompt_tokens": 5}, "BadRequestError", "truncate_prompt_tokens cannot be combined"),
         ({"echo": True, "logprobs": True}, "BadRequestError", "echo with logprobs"),

@@ -16,7 +16,7 @@ XML = {"content-type": "application/xml"}
 _names = itertools.count()
 
 
-def schema(name: str, text: str = "Some text. ", num_repeats: int = 30) -> str:
+def schema(name: str, text: str = "Some text. ", num_repeats: int = 80) -> str:
     return f"<schema name='{name}'>{name}: <module name='m'>{text * num_repeats}</module></schema>"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from vllm_promptcache.blocks.wire import EXTRA_ARG
 from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.options import PromptOptions
 
@@ -14,8 +15,10 @@ def pml_of(request: Any) -> object | None:
     """A request's ``pml`` field, or None for a plain request.
 
     Raises:
-        RefusedError: it has options of the prompt cache and no PML.
+        RefusedError: it has options of the prompt cache and no PML, or says itself what is composed.
     """
+    if EXTRA_ARG in (request.vllm_xargs or {}):
+        raise RefusedError(f"{EXTRA_ARG!r} is no extra argument; send 'pml'", field="vllm_xargs")
     extra = request.model_extra or {}
     pml: object | None = extra.get("pml")
     if pml is None and extra.get("prompt_cache") is not None:
