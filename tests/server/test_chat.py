@@ -106,6 +106,11 @@ def test_n_seed_and_temperature(client: openai.OpenAI) -> None:
     texts = [[choice.message.content for choice in answer.choices] for answer in (first, second)]
     assert texts[0] == texts[1] and len(set(texts[0])) == 3
     assert first.usage.completion_tokens == 24
+    streamed = ["", "", ""]
+    chunks = list(ask(client, n=3, seed=5, temperature=1.0, stream=True))
+    for chunk in chunks:
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert streamed == texts[0] and chunks[-1].prompt_cache == first.prompt_cache
     assert first.prompt_cache["tokens_reused"] == first.usage.prompt_tokens_details.cached_tokens
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
-from vllm_promptcache.errors import ChatTemplateError, PMLError
+from vllm_promptcache.errors import ChatTemplateError
 from vllm_promptcache.layout.schema import find_layout
 from vllm_promptcache.plan.build import Tail, build_plan, previous_roles
 from vllm_promptcache.plan.plan import Plan
@@ -173,6 +173,3 @@ class Composer:
 def _ends_in_user_text(prompt: PromptNode) -> bool:
     last = prompt.children[-1] if prompt.children else None
     return isinstance(last, MessageNode) and last.role == "user" and bool(last.texts)
-
-
-Refused = (PMLError, RefusedError)
