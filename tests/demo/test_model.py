@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.model import KV_SPACE_VARIABLE, DemoModel, bytes_per_number, open_model
+from vllm_promptcache.demo.model import (
+    KV_SPACE_VARIABLE,
+    DemoModel,
+    bytes_per_number,
+    kv_numbers_per_token,
+    open_model,
+)
 from vllm_promptcache.embedded_model import EmbeddedModelError
 
 GIB = 1 << 30
@@ -40,6 +46,26 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
         open_model(str(tmp_path), None)
 
 
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}, 2 * 2 * 64),
+        (
+            {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8},
+            2 * 2 * 8,
+        ),
+        ({}, 0),
+    ],
+)
+def test_keys_and_values_of_a_token(config: dict[str, int], numbers: int) -> None:
+    assert kv_numbers_per_token(config) == numbers
+
+
+def test_a_configuration_may_be_of_more_than_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 99}, "vision": {}}')
+    assert open_model(str(tmp_path), None).max_model_len == 99
+
+
 def test_a_failed_conversion_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Path:
         raise EmbeddedModelError("no network")
@@ -61,8 +87,6 @@ def test_kv_space_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert a_model().needed_bytes == (2 + 5 + 7) * GIB
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [("float32", 4), ("torch.float32", 4), ("float", 4), ("bfloat16", 2), ("half", 2)]
-)
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", 4), ("float", 4), ("bfloat16", 2), ("half", 2)])
 def test_bytes_per_number(dtype: str, expected: int) -> None:
     assert bytes_per_number(dtype) == expected

@@ -133,6 +133,12 @@ def test_the_server_keeps_its_files_in_the_given_folder(tmp_path: Path) -> None:
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
 
 
+@pytest.mark.parametrize(("folder", "expected"), [("/tmp/short", None), (f"/tmp/{'x' * 80}", "/tmp")])
+def test_sockets_have_short_paths(folder: str, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
+    assert serve_environment(MODEL, Path(folder)).get("VLLM_RPC_BASE_PATH") == expected
+
+
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_kv_space_is_said_to_cpu_servers(
     on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

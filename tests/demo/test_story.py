@@ -1,5 +1,7 @@
 """The demo's prompts fit its schemas, and what stops it before a server is started says so."""
 
+import os
+import signal
 import socket
 from importlib import resources
 from pathlib import Path
@@ -72,15 +74,15 @@ def test_a_missing_model_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFix
     assert "cannot read the configuration of model" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_the_demo_quietly(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_demo_quietly(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(options: story.DemoOptions) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(story, "run_demo", interrupt)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(story, "run_demo", lambda _: os.kill(os.getpid(), number))
     assert main(["demo"]) == 130
     assert "interrupted" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("rounds", ["0", "-1", "many"])

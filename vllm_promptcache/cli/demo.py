@@ -33,8 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vllm_promptcache.demo.story import DemoOptions, main_stream_is_safe, run_demo
 
     main_stream_is_safe()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         run_demo(DemoOptions(arguments.model, arguments.dtype, arguments.port, arguments.rounds))
     except DemoError as error:
@@ -42,6 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nvllm-promptcache demo: interrupted, the server is stopped", flush=True)
         return INTERRUPTED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,35 +80,47 @@ def open_model(model: str | None, dtype: str | None) -> DemoModel:
 
 
 def _described(name: str, path: str, dtype: str) -> DemoModel:
-    # Takes seconds to import.
-    from transformers import AutoConfig
-
     try:
-        config: Any = AutoConfig.from_pretrained(path).get_text_config()
+        config = _read_config(path)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise DemoError(f"cannot read the configuration of model {path!r}: {first_line}") from error
-    stored_bytes = bytes_per_number(str(config.dtype))
+    stored_bytes = bytes_per_number(str(config.get("dtype") or config.get("torch_dtype")))
     served_bytes = stored_bytes if dtype == "auto" else bytes_per_number(dtype)
     weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     return DemoModel(
         name=name,
         path=path,
         dtype=dtype,
-        max_model_len=min(MAX_POSITIONS, int(getattr(config, "max_position_embeddings", MAX_POSITIONS))),
+        max_model_len=min(MAX_POSITIONS, int(config.get("max_position_embeddings", MAX_POSITIONS))),
         weights_bytes=weights * served_bytes // stored_bytes,
         kv_bytes_per_token=kv_numbers_per_token(config) * served_bytes,
     )
 
 
-def kv_numbers_per_token(config: Any) -> int:
-    """Keys and values of one token in all layers, by a Transformers configuration."""
-    num_heads = int(config.num_attention_heads)
-    num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
-    return 2 * int(config.num_hidden_layers) * num_kv_heads * head_dim
+def _read_config(path: str) -> dict[str, Any]:
+    """A model's `config.json`, or the part of it that is about text. Needs no PyTorch, which takes long.
+
+    Raises OSError or ValueError.
+    """
+    file = Path(path, "config.json")
+    if not Path(path).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        file = Path(hf_hub_download(path, "config.json"))
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return dict(config.get("text_config") or config)
+
+
+def kv_numbers_per_token(config: Mapping[str, Any]) -> int:
+    """Keys and values of one token in all layers; 0 where the configuration does not say."""
+    num_layers = int(config.get("num_hidden_layers") or 0)
+    num_heads = int(config.get("num_attention_heads") or 1)
+    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+    head_dim = int(config.get("head_dim") or config.get("hidden_size", 0) // num_heads)
+    return 2 * num_layers * num_kv_heads * head_dim
 
 
 def bytes_per_number(dtype: str) -> int:
-    """4 for `float32` and `torch.float32`, else 2."""
-    return 4 if dtype.removeprefix("torch.") in ("float32", "float") else 2
+    """4 for `float32`, else 2."""
+    return 4 if dtype in ("float32", "float") else 2

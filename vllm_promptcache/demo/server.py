@@ -96,6 +96,9 @@ def serve_environment(model: DemoModel, temporary: Path) -> dict[str, str]:
     added["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if runs_on_cpu():
         added[KV_SPACE_VARIABLE] = str(model.kv_space_gib)
+    # vLLM's sockets have names of 36 characters; the paths of sockets have 107 at most.
+    if len(str(temporary)) > 70:
+        added["VLLM_RPC_BASE_PATH"] = "/tmp"
     if Path(model.path).is_dir():
         added["HF_HUB_OFFLINE"] = "1"
     return {**os.environ, **added}

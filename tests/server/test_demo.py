@@ -1,0 +1,47 @@
+"""`vllm-promptcache demo` as a user runs it, with a tiny model: it ends well, or is interrupted."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.demo.processes import Mark
+
+COMMAND = [str(Path(sys.executable).parent / "vllm-promptcache"), "demo", "--rounds", "1"]
+
+
+def test_the_demo_ends_with_its_table_and_leaves_nothing_behind(tiny_model: Path, tmp_path: Path) -> None:
+    mark = Mark()
+    environment = mark.environment | {"TMPDIR": str(tmp_path), "COLUMNS": "80", "LC_ALL": "C"}
+    done = subprocess.run(
+        [*COMMAND, "--model", str(tiny_model)], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^(travel|packages) +(\d+) +(\d+) +[\d.]+ m?s ", done.stdout, re.MULTILINE)
+    assert [name for name, _, _ in rows] == ["travel", "packages"]
+    for _, num_prompt_tokens, num_reused_tokens in rows:
+        assert 0 < int(num_prompt_tokens) - int(num_reused_tokens) < 40
+    assert done.stdout.count("  > ") == done.stdout.count(" reused; first token after ") == 8
+    assert "\x1b" not in done.stdout
+    assert mark.wait_until_gone() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_demo_ends_its_server(tiny_model: Path, tmp_path: Path) -> None:
+    mark = Mark()
+    environment = mark.environment | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [*COMMAND, "--model", str(tiny_model)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        # By now there is an engine process besides the server's.
+        for line in demo.stdout:
+            if "the engine starts" in line:
+                break
+        demo.send_signal(signal.SIGINT)
+        rest = demo.stdout.read()
+    assert demo.returncode == 130
+    assert "interrupted" in rest
+    assert mark.wait_until_gone() == []
+    assert list(tmp_path.iterdir()) == []
