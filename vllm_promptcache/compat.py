@@ -240,6 +240,19 @@ def model_runner_class(runner: type, base: type, module: Any) -> Iterator[None]:
         setattr(module, name, base)
 
 
+def check_layers(layers: Sequence[Any]) -> None:
+    """Refuse attention by index distance that a model's configuration did not tell of.
+
+    Raises:
+        UnsupportedError: a layer has ALiBi slopes or a sliding window.
+    """
+    for layer in layers:
+        if getattr(layer.impl, "alibi_slopes", None) is not None:
+            raise UnsupportedError(f"the prompt cache does not work with ALiBi: {layer.layer_name} has it")
+        if getattr(layer, "sliding_window", None) is not None:
+            raise UnsupportedError(f"the prompt cache does not work with the window of {layer.layer_name}")
+
+
 @contextlib.contextmanager
 def no_full_graphs(runner: Any) -> Iterator[None]:
     """Keep one step out of full CUDA graphs, which replay without calling Python."""

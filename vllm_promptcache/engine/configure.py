@@ -20,6 +20,9 @@ SCHEDULERS = {
     False: "vllm_promptcache.engine.scheduler.PromptCacheScheduler",
 }
 
+# Their configurations do not say so. Others are found when their layers are there.
+ALWAYS_ALIBI = {"bloom", "mpt"}
+
 
 def configure(vllm_config: Any) -> None:
     """Put the prompt cache's scheduler and worker in place, if it is enabled.
@@ -67,9 +70,11 @@ def _reasons(vllm_config: Any) -> list[tuple[bool, str]]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     text_config = model.hf_text_config
     index = "block tables are composed, so a distance in the table is not a distance in positions"
-    alibi = bool(getattr(text_config, "alibi", False)) or getattr(
-        text_config, "position_embedding_type", ""
-    ) in ("alibi", "absolute", "relative_key")
+    alibi = (
+        bool(getattr(text_config, "alibi", False))
+        or getattr(text_config, "position_embedding_type", "") in ("alibi", "absolute", "relative_key")
+        or getattr(text_config, "model_type", "") in ALWAYS_ALIBI
+    )
     return [
         (model.runner_type == "pooling", "pooling models generate nothing after a composed prompt"),
         (model.is_encoder_decoder, "encoder-decoder models attend to the prompt through cross-attention"),

@@ -59,6 +59,7 @@ class PromptCacheRunner:
         context = self.compilation_config.static_forward_context  # type: ignore[attr-defined]
         names = [n for g in kv_cache_config.kv_cache_groups for n in g.layer_names]
         layers = [context[name] for name in names]
+        compat.check_layers(layers)
         self._cache_layers = [x for x in layers if x.kv_sharing_target_layer_name is None]
         self._row_store = RowStore(len(self._cache_layers))
 

@@ -1,0 +1,168 @@
+"""What the prompt cache refuses when an engine is configured, with the reason. No engine is started."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.config import KVTransferConfig
+from vllm.model_executor.models import registry
+
+from tests.engine.support import EngineArgs
+from vllm_promptcache.compat import UnsupportedError
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+}
+
+MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "mistral": ("mistral", "MistralForCausalLM", {"sliding_window": 128}, "sliding-window"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM", {"sliding_window": 128}, "sliding-window"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM", {"sliding_window": 128}, "sliding-window"),
+    "phi3": ("phi3", "Phi3ForCausalLM", {"sliding_window": 128, "pad_token_id": 0}, "sliding-window"),
+    "qwen2": (
+        "qwen2",
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+        "sliding-window",
+    ),
+    "gpt-oss": (
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {"sliding_window": 128, "num_local_experts": 4},
+        "sliding-window",
+    ),
+    "llama4": ("llama4_text", "Llama4ForCausalLM", {"attention_chunk_size": 128}, "chunked-local"),
+    "bloom": ("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}, "ALiBi"),
+    "falcon-alibi": ("falcon", "FalconForCausalLM", {"alibi": True, "head_dim": None}, "ALiBi"),
+    "mamba": ("mamba", "MambaForCausalLM", {"state_size": 16}, "recurrent"),
+    "mamba2": ("mamba2", "Mamba2ForCausalLM", {"num_heads": 4, "head_dim": 32, "expand": 2}, "recurrent"),
+    "jamba": ("jamba", "JambaForCausalLM", {"num_hidden_layers": 8}, "recurrent"),
+    "deepseek": (
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {
+            "head_dim": None,
+            "kv_lora_rank": 32,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 32,
+            "v_head_dim": 32,
+            "num_key_value_heads": 4,
+        },
+        "multi-head latent",
+    ),
+    "bert": ("bert", "BertModel", {}, "pooling"),
+}
+
+
+def folder(tmp_path: Path, model_type: str, architecture: str, changes: dict[str, Any]) -> str:
+    """A model folder with nothing but a configuration."""
+    values = SMALL | changes
+    if values["head_dim"] is None:  # the architecture derives it
+        del values["head_dim"]
+    config = {"model_type": model_type, "architectures": [architecture], "torch_dtype": "float32", **values}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+def configure(model: str, **settings: Any) -> Any:
+    settings.setdefault("additional_config", {"prompt_cache": {}})
+    arguments = EngineArgs(model=model, skip_tokenizer_init=True, max_model_len=1024, **settings)
+    return arguments.create_engine_config()
+
+
+@pytest.fixture(autouse=True)
+def inspect_models_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM starts a process for each architecture that it has not seen on this machine: many seconds."""
+
+    def inspect_model_cls(self: Any) -> Any:
+        return registry._ModelInfo.from_model_cls(self.load_model_cls())
+
+    monkeypatch.setattr(registry._LazyRegisteredModel, "inspect_model_cls", inspect_model_cls)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> str:
+    return folder(tmp_path, "llama", "LlamaForCausalLM", {})
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "changes", "reason"), MODELS.values(), ids=MODELS)
+def test_models(
+    tmp_path: Path, model_type: str, architecture: str, changes: dict[str, Any], reason: str
+) -> None:
+    model = folder(tmp_path, model_type, architecture, changes)
+    configure(model, additional_config={})  # without the prompt cache vLLM serves it
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        configure(model)
+    assert model in str(caught.value)
+
+
+def test_a_sliding_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
+    model = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": None})
+    assert "PromptCache" in configure(model).parallel_config.worker_cls
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+            "speculative",
+        ),
+        ({"enable_chunked_prefill": False, "max_num_batched_tokens": 4096}, "chunked prefill"),
+        ({"pipeline_parallel_size": 2}, "pipeline"),
+        (
+            {"kv_transfer_config": KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")},
+            "connectors",
+        ),
+        ({"runner": "pooling"}, "pooling"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "cannot be combined with"),
+        ({"worker_cls": "some.other.Worker"}, "no worker to put in place of"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings(llama: str, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        configure(llama, **settings)
+
+
+def test_all_reasons_are_named_at_once(tmp_path: Path) -> None:
+    model = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": 128})
+    with pytest.raises(UnsupportedError, match=r"sliding-window.*; .*chunked prefill"):
+        configure(model, enable_chunked_prefill=False, max_num_batched_tokens=4096)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"pin_fraction": 2}, "pin_fraction"),
+        ({"pin_faction": 0.5}, "unknown field pin_faction"),
+        ({"max_schemas": 0}, "max_schemas"),
+    ],
+)
+def test_wrong_settings_of_the_prompt_cache(llama: str, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configure(llama, additional_config={"prompt_cache": config})
+
+
+def test_without_the_prompt_cache_nothing_is_changed(llama: str) -> None:
+    vllm_config = configure(llama, additional_config={})
+    assert vllm_config.scheduler_config.scheduler_cls is None
+    assert vllm_config.parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker"
+
+
+def test_configuring_twice_is_configuring_once(llama: str) -> None:
+    from vllm_promptcache.engine.configure import configure as configure_engine
+
+    vllm_config = configure(llama)
+    before = (vllm_config.scheduler_config.scheduler_cls, vllm_config.parallel_config.worker_cls)
+    configure_engine(vllm_config)
+    assert before == (vllm_config.scheduler_config.scheduler_cls, vllm_config.parallel_config.worker_cls)
