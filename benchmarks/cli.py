@@ -31,8 +31,11 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit status."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["quality"]:  # has options of its own
+        return int(importlib.import_module("benchmarks.quality.cli").main(given[1:]))
     known, _ = _parser(add_help=False).parse_known_args(given)
     if known.name is None:
         _parser().print_help()
@@ -57,7 +60,8 @@ def _parser(name: str | None = None, *, add_help: bool = True) -> argparse.Argum
         add_help=add_help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Side by side, in one run, interleaved; see docs/performance.md.",
-        epilog=f"benchmarks:\n{listed}\n  {'all':<13} each of them\n  {'report':<13} FILE.json…: tables and "
+        epilog=f"benchmarks:\n{listed}\n  {'quality':<13} answers over modules against full prefill\n"
+        f"  {'all':<13} each of those above quality\n  {'report':<13} FILE.json…: tables and "
         "plots again, from results\n\n`python -m benchmarks NAME --help` lists the options of NAME.",
     )
     parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "all", "report"], metavar="NAME")

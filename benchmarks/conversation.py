@@ -9,7 +9,8 @@ from uuid import uuid4
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.load import Ask, Client, cached_tokens
+from benchmarks.ask import Ask
+from benchmarks.load import Client, cached_tokens
 from benchmarks.modules import Schema, joined_text, make_schema
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown

@@ -9,7 +9,8 @@ from uuid import uuid4
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.load import Ask, ask_at_once, ask_in_turn, cached_tokens
+from benchmarks.ask import Ask
+from benchmarks.load import ask_at_once, ask_in_turn, cached_tokens
 from benchmarks.modules import Schema, joined_ids, make_schema
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown

@@ -24,6 +24,8 @@ def in_own_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) 
 def make_engine(settings: Settings, *, composed: bool, **changes: Any) -> Any:
     """A ``vllm.LLM``, with the prompt cache if ``composed``, whose core runs in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # As vLLM's server has it: one core is left to everything else.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) - 1, 1)))
     arguments: dict[str, Any] = {
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,

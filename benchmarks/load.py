@@ -2,7 +2,7 @@
 
 ``vllm bench serve`` has no way to register a dataset, so its functions are called instead: a data set
 type for PML whose requests carry ``pml`` as one more field of the body, its request function for one
-request at a time, and its ``benchmark`` for many at once.
+request at a time, and its ``benchmark`` for many at once. vLLM takes seconds to import: not before needed.
 """
 
 from __future__ import annotations
@@ -10,77 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import numpy as np
-from vllm.benchmarks.datasets import BenchmarkDataset, SampleRequest
-from vllm.benchmarks.lib.endpoint_request_func import (
-    AIOHTTP_TIMEOUT,
-    ASYNC_REQUEST_FUNCS,
-    RequestFuncInput,
-    RequestFuncOutput,
-)
-from vllm.benchmarks.serve import TaskType, benchmark
 
+from benchmarks.ask import CHAT, COMPLETIONS, Ask
 from benchmarks.servers import MODEL_NAME, Server, ServerError
 
-COMPLETIONS = "/v1/completions"
-CHAT = "/v1/chat/completions"
 # vLLM's names for the two request functions.
 BACKENDS = {COMPLETIONS: "openai", CHAT: "openai-chat"}
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request: a prompt (text, token IDs or chat messages), what comes with it, tokens to answer."""
-
-    prompt: str | list[int] | list[dict[str, str]]
-    num_prompt_tokens: int
-    num_answer_tokens: int = 1
-    body: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> str:
-        """The API it is for."""
-        is_chat = isinstance(self.prompt, list) and (not self.prompt or isinstance(self.prompt[0], dict))
-        return CHAT if is_chat else COMPLETIONS
-
-    def to_sample(self) -> SampleRequest:
-        """As vLLM's serving benchmark takes it."""
-        chat: Any = self.prompt if self.path == CHAT else None
-        return SampleRequest(
-            prompt="" if chat is not None else self.prompt,
-            prompt_len=self.num_prompt_tokens,
-            expected_output_len=self.num_answer_tokens,
-            chat_messages=chat,
-            request_overrides={"temperature": 0.0, "ignore_eos": True, **self.body},
-        )
-
-
-class PMLDataset(BenchmarkDataset):
-    """A data set type of vLLM's serving benchmark: requests that may carry PML.
-
-    ``dataset_path`` is a JSONL file of ``{"prompt", "prompt_len", "output_len", "body": {"pml": …}}``;
-    or give the requests themselves.
-    """
-
-    def __init__(self, asks: Iterable[Ask] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.data: list[Ask] = list(asks) if asks is not None else self._read()
-
-    def _read(self) -> list[Ask]:
-        lines = Path(str(self.dataset_path)).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-        return [Ask(r["prompt"], r["prompt_len"], r["output_len"], r.get("body", {})) for r in rows]
-
-    def sample(self, tokenizer: Any = None, num_requests: int | None = None, **_: Any) -> list[SampleRequest]:  # type: ignore[override]
-        """The first ``num_requests`` requests, all by default."""
-        return [ask.to_sample() for ask in self.data[:num_requests]]
 
 
 @dataclass(frozen=True)
@@ -107,6 +48,8 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
 
     def __enter__(self) -> Client:
+        from vllm.benchmarks.lib.endpoint_request_func import AIOHTTP_TIMEOUT
+
         async def open_session() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(timeout=AIOHTTP_TIMEOUT)
 
@@ -124,7 +67,11 @@ class Client:
         Raises:
             ServerError: there is none.
         """
-        sample = ask.to_sample()
+        from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS, RequestFuncInput
+
+        from benchmarks.dataset import to_sample
+
+        sample = to_sample(ask)
         request = RequestFuncInput(
             prompt=sample.prompt,
             api_url=server.url + ask.path,
@@ -145,7 +92,7 @@ def ask_in_turn(asks: Sequence[tuple[Server, Ask]]) -> list[Answer]:
         return [client.ask(server, ask) for server, ask in asks]
 
 
-def _answer(output: RequestFuncOutput, server: Server) -> Answer:
+def _answer(output: Any, server: Server) -> Answer:
     if not output.success:
         server.check_alive()
         raise ServerError(f"{server.name} did not answer: {output.error}; see {server.log}")
@@ -188,6 +135,10 @@ class Burst:
 
 def ask_at_once(server: Server, asks: Sequence[Ask], concurrency: int) -> Burst:
     """All requests, so many at a time: ``vllm bench serve --max-concurrency``."""
+    from vllm.benchmarks.serve import TaskType, benchmark
+
+    from benchmarks.dataset import PMLDataset
+
     samples = PMLDataset(asks).sample()
     with contextlib.redirect_stdout(io.StringIO()):
         result = asyncio.run(
@@ -234,7 +185,7 @@ def ask_at_once(server: Server, asks: Sequence[Ask], concurrency: int) -> Burst:
 
 def cached_tokens(server: Server, ask: Ask) -> int:
     """Ask once, untimed and without streaming: how many tokens does the server say it reused?"""
-    body = {"model": MODEL_NAME, "temperature": 0.0, "ignore_eos": True, **ask.body}
+    body: dict[str, Any] = {"model": MODEL_NAME, **ask.fields}
     body["messages" if ask.path == CHAT else "prompt"] = ask.prompt
     body["max_tokens"] = ask.num_answer_tokens
     usage = server.call("POST", ask.path, body)["usage"]

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from benchmarks.load import Ask
+from benchmarks.ask import Ask
 from benchmarks.modules import Module, joined_ids, make_module, prompt_pml
 from benchmarks.text import TextSource
 

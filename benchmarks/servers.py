@@ -61,7 +61,8 @@ class Server:
 
     def __enter__(self) -> Server:
         interpreter = [sys.executable]
-        environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
+        environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+        environment["VLLM_SERVER_DEV_MODE"] = "1"  # for /reset_prefix_cache
         # A folder of its own: `python -m` puts the current one on the module path.
         folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-server-"))
         if self.plugin is Plugin.ABSENT:

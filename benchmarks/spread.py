@@ -63,15 +63,15 @@ def by_place(samples: Iterable[Mapping[str, Any]], value: str) -> dict[Place, fl
 def interleave(repeats: Mapping[str, int], rounds: int) -> list[tuple[str, Place]]:
     """Who is measured when: ways in turn, so that neighbours in time make a pair.
 
-    A way with ``repeats`` 3 comes three times a round. Each turn begins with another way, and every
-    second one runs backwards (A B C, C A B backwards, ...), so that no way always follows the same one.
+    A way with ``repeats`` 3 comes three times a round. Every second turn runs backwards, and each two
+    turns begin with another way (A B C, C B A, B C A, A C B, ...), so that no way always follows the same.
     """
     ways = list(repeats)
     order: list[tuple[str, Place]] = []
     turn = 0
     for index in range(rounds):
         for repeat in range(max(repeats.values(), default=0)):
-            shift = turn % len(ways)
+            shift = turn // 2 % len(ways)
             turned = [*ways[shift:], *ways[:shift]]
             if turn % 2:
                 turned.reverse()

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.load import Ask, Client, ask_at_once
+from benchmarks.ask import Ask
+from benchmarks.load import Client, ask_at_once
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown
 from benchmarks.run import Cell, Result, Run

@@ -78,7 +78,11 @@ def _prose(description: str) -> str:
     for line in description.splitlines():
         line = line.strip(" \t#*>-")
         letters = sum(c.isalpha() or c.isspace() for c in line)
-        if len(line.split()) >= 4 and letters >= 0.85 * len(line) and not re.search(r"https?:|[<>|{}]", line):
+        if (
+            len(line.split()) >= 4
+            and letters >= 0.85 * len(line)
+            and not re.search(r"https?:|[<>|{}]|\]\(|```", line)
+        ):
             kept.append(line)
     return " ".join(kept)
 

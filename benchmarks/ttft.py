@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.load import Ask, ask_in_turn, cached_tokens
+from benchmarks.ask import Ask
+from benchmarks.grid import NAMED, Point, points_of
+from benchmarks.load import ask_in_turn, cached_tokens
 from benchmarks.modules import Schema, joined_ids, joined_text, make_schema, shuffled, some
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown
@@ -21,10 +22,6 @@ from benchmarks.servers import Plugin, Server
 from benchmarks.settings import Settings
 from benchmarks.spread import Place, Spread, by_place, interleave, ratio_of
 from benchmarks.text import TextSource, read_corpus
-
-CACHED = (1000, 2000, 4000, 8000)
-NEW = (16, 64, 256)
-MODULES = (1, 8, 32)
 
 # What is compared. All go to one server with the plugin on; only `warm…` and `cold…` carry PML.
 WAYS = {
@@ -42,40 +39,6 @@ FAST = ("prefix", "prefix-text", "warm", "warm-subset")
 MANY_MODULES = ("reordered", "subset", "warm-subset")
 
 
-@dataclass(frozen=True)
-class Point:
-    """One point of the grid. ``block_size`` None is the settings'."""
-
-    cached: int
-    new: int
-    modules: int
-    block_size: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Its name in the result: ``4000:24:8``, ``4000:24:8:bs32``."""
-        size = "" if self.block_size is None else f":bs{self.block_size}"
-        return f"{self.cached}:{self.new}:{self.modules}{size}"
-
-    @classmethod
-    def read(cls, text: str) -> Point:
-        """``4k:24:8`` or ``4000:24:8:bs32``."""
-        cached, new, modules, *size = text.strip().split(":")
-        count = int(cached[:-1]) * 1000 if cached.endswith("k") else int(cached)
-        return cls(count, int(new), int(modules), int(size[0].removeprefix("bs")) if size else None)
-
-
-# 4,096 is whole blocks for vLLM's prefix cache, which recomputes the end of 4,000: the yardstick's best case.
-NAMED = (
-    Point(4000, 24, 8),
-    Point(4096, 24, 8),
-    Point(4000, 24, 8, 32),
-    Point(4096, 24, 8, 32),
-    Point(4000, 16, 8),
-    Point(8000, 16, 8),
-)
-
-
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
     parser.add_argument(
@@ -87,17 +50,6 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--ways", default=",".join(w for w in WAYS if w != "cold-inline"))
     parser.add_argument("--rounds", type=int, help="samples of slow ways (default: 3; figures to reach: 5)")
     parser.add_argument("--fast", type=int, help="samples of fast ways a round (default: 7; figures: 8)")
-
-
-def points_of(grid: str, *, quick: bool) -> tuple[Point, ...]:
-    """The points that ``--grid`` names."""
-    if quick and grid == "all":
-        return (Point(512, 24, 4), Point(512, 24, 4, 32))
-    whole = tuple(Point(c, n, m) for c, m, n in itertools.product(CACHED, MODULES, NEW))
-    if grid in ("all", "named", "grid"):
-        points = (*(NAMED if grid != "grid" else ()), *(whole if grid != "named" else ()))
-        return tuple(dict.fromkeys(points))
-    return tuple(Point.read(text) for text in grid.split(","))
 
 
 def run(run: Run, args: argparse.Namespace) -> None:
@@ -293,6 +245,7 @@ def figures(result: Result) -> list[Figure]:
         ratio = _ratio(result["cells"][key], above, below) if key in result["cells"] else None
         if ratio is not None:
             found.append(Figure(what, ratio, target, at_most))
+    grid = {k: cell for k, cell in result["cells"].items() if Point.read(k).block_size is None}
     ratios = {key: ratio for key, cell in grid.items() if (ratio := _ratio(cell, "warm", "prefix"))}
     if ratios:
         worst = max(ratios, key=lambda key: ratios[key].median)
