@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import settings as common
 from benchmarks.report import render
 from benchmarks.run import Result, Run, RunError
+from benchmarks.servers import ServerError
 
 # In the order in which `all` runs them: short ones first.
 BENCHMARKS = {
@@ -34,20 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["quality"]:  # has options of its own
-        return int(importlib.import_module("benchmarks.quality.cli").main(given[1:]))
     known, _ = _parser(add_help=False).parse_known_args(given)
     if known.name is None:
         _parser().print_help()
         return 0 if {"-h", "--help"} & set(given) else 2
     if known.name == "report":
         return _report(_parser().parse_args(given).files)
+    if known.name == "quality":  # has options of its own
+        given.remove("quality")
+        return int(importlib.import_module("benchmarks.quality.cli").main(given))
     if known.name == "all":
         return _all(given)
     args = _parser(known.name).parse_args(given)
     try:
         _run(known.name, args)
-    except RunError as error:
+    except (RunError, ServerError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0
@@ -64,7 +66,7 @@ def _parser(name: str | None = None, *, add_help: bool = True) -> argparse.Argum
         f"  {'all':<13} each of those above quality\n  {'report':<13} FILE.json…: tables and "
         "plots again, from results\n\n`python -m benchmarks NAME --help` lists the options of NAME.",
     )
-    parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "all", "report"], metavar="NAME")
+    parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "quality", "all", "report"], metavar="NAME")
     if name is None:
         parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     common.add_arguments(parser)

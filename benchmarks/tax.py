@@ -79,8 +79,7 @@ def _measure(kind: str, servers: dict[str, Server], client: Client, source: Text
         answer = client.ask(server, asks[0])
         return answer.tpot_ms if kind == "decode" else answer.ttft_ms
 
-    if kind == "batch":
-        count = max(count // 6, 2)
+    count = max(count * 3 if kind == "prefix" else count // 6 if kind == "batch" else count, 2)
     num_warm_up = 2
     # All ways of a place are asked the same, so that a pair differs in nothing else.
     asked: dict[Place, list[Ask]] = {}
