@@ -141,6 +141,7 @@ class Progress:
         self._total = len(questions)
         self._done = 0
         self._started = time.monotonic()
+        self._cpu_started = time.process_time()
 
     def tell(self, num_questions: int) -> None:
         """So many more questions are done."""
@@ -148,9 +149,10 @@ class Progress:
         seconds = time.monotonic() - self._started
         each = seconds / self._done
         left = each * (self._total - self._done) / 60
+        cpu = (time.process_time() - self._cpu_started) / self._done
         print(
             f"[{seconds / 60:6.1f} min] {self._done} of {self._total} questions,"
-            f" {each:.1f} s each, {left:.0f} min left",
+            f" {each:.1f} s each ({cpu:.1f} s of processor time), {left:.0f} min left",
             file=sys.stderr,
             flush=True,
         )

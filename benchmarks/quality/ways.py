@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.quality.tail import renew_tails
 from vllm_promptcache.plan.link import link
 from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.plan.without_reuse import without_reuse
@@ -22,8 +23,8 @@ ENCODINGS: dict[str, tuple[str, bool]] = {
     "scaffold": ("context", True),
 }
 DEFAULT_WAYS = (
-    "full,isolated,context,scaffold,isolated+link:16,isolated+link:32,"
-    "context+link:8,context+link:16,context+link:32,context+link:64"
+    "full,isolated,context,scaffold,isolated+link:16,isolated+link:32,context+link:16,context+link:32,"
+    "context+tail,context+tail+link:8,context+tail+link:16,context+tail+link:32"
 )
 
 
@@ -35,10 +36,17 @@ class RepairKind:
     head_tokens: Callable[[str], int] = lambda _: 0
 
 
+def _renew_tails(plan: Plan, argument: str) -> Plan:
+    if argument:
+        raise ValueError(f"'tail' takes no argument, but has {argument!r}")
+    return renew_tails(plan)
+
+
 # A new repair takes a line here. One that the engine carries out by itself (`select:r`) leaves the plan as
 # it is and adds to what the engine is told: see `Prompt.extra_args`.
 REPAIRS: dict[str, RepairKind] = {
     "link": RepairKind(lambda plan, argument: link(plan, int(argument)), int),
+    "tail": RepairKind(_renew_tails),
 }
 
 

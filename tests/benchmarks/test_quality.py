@@ -37,7 +37,7 @@ from benchmarks.quality.rows import FirstTokens, Rows
 from benchmarks.quality.summary import panels, summarize, tables
 from benchmarks.quality.ways import DEFAULT_WAYS, Way, read_ways
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.plan.plan import NewSegment, Plan
+from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
 
 
 def question(name: str, passages: str = "one", **changes: Any) -> Question:
@@ -110,6 +110,24 @@ class TestWays:
 
 
 class TestPrompts:
+    def test_tails_are_new(self, embedded_model: Path) -> None:
+        maker = PromptMaker(TextEncoder(AutoTokenizer.from_pretrained(embedded_model)), 4096)
+        plan, tailed, linked, both = (
+            maker.make(question("a"), Way.read(name)).plan
+            for name in ("context", "context+tail", "context+link:2", "context+link:2+tail")
+        )
+        kinds = [isinstance(s, NewSegment) for s in tailed.segments]
+        # The schema's text, two modules, the words that end the system message, the question's message.
+        assert kinds[:4] == [False, False, False, True]
+        assert tailed.segments[:3] == plan.segments[:3]
+        tail = plan.segments[3]
+        assert isinstance(tail, CachedSegment)
+        assert tail.start == tail.end - 2
+        assert tailed.segments[3].token_ids.tolist() == tail.unit.token_ids[tail.start :].tolist()
+        assert linked.num_new_tokens + 2 == both.num_new_tokens == tailed.num_new_tokens + 4
+        with pytest.raises(ValueError):
+            Way.read("context+tail:3").apply(plan)
+
     @pytest.mark.parametrize("place", PLACES)
     def test_all_ways_are_the_same_tokens_at_the_same_positions(
         self, embedded_model: Path, place: str

@@ -26,7 +26,10 @@ from vllm_promptcache.plan.plan import Plan
 
 pytestmark = pytest.mark.engine
 
-WAYS = "full,isolated,context,scaffold,isolated+link:33,context+link:8,context+link:40,context+link:500"
+WAYS = (
+    "full,isolated,context,scaffold,isolated+link:33,context+link:8,context+link:40,context+link:500,"
+    "context+tail,context+tail+link:8,scaffold+tail"
+)
 MAX_ERROR = 1e-3
 
 
@@ -99,10 +102,12 @@ def test_rows_against_the_oracle(
             coarse = divergence(Distribution.of(full[0].numpy(), 1024), expected[0].numpy())
             assert row["kl"] == pytest.approx(coarse, abs=MAX_ERROR), (way, question.id)
             assert coarse <= kl + 1e-6
-            if way.is_full or way.encoding == "scaffold" or not way.repairs:
+            if not way.repairs:
                 assert row["recomputed"] == (row["in_modules"] if way.is_full else 0)
             else:
                 assert 0 < row["recomputed"] <= row["in_modules"]
+        # All has been seen by all, and the schema's text behind the passages is computed anew: full prefill.
+        assert found["scaffold+tail", question.id]["kl"] < 1e-5
         # So many link tokens that every unit is computed anew: full prefill.
         everything = found["context+link:500", question.id]
         assert everything["recomputed"] < everything["in_modules"]  # but for what stands first
