@@ -1,0 +1,44 @@
+"""Two workers with half of the heads each: every one captures and injects its own rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.oracle import Oracle
+from tests.engine.tensor_parallel import NUM_TOKENS, plans
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    environment = os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.tensor_parallel", str(tiny_model)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    answers = json.loads(lines[0].removeprefix("ANSWERS "))
+    expected = plans(tiny_model)
+    assert len(answers) == 2 * len(expected)  # cold and warm
+    for answer, plan in zip(answers, [*expected, *expected], strict=True):
+        tokens, logprobs = oracle(tiny_model, plan, NUM_TOKENS)
+        assert answer["tokens"] == tokens
+        assert answer["cached"] == plan.num_cached_tokens
+        for step, found in enumerate(answer["logprobs"]):
+            assert all(abs(logprob - float(logprobs[step, token])) < 1e-3 for token, logprob in found)
