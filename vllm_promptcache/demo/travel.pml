@@ -1,6 +1,6 @@
 <!-- A travel planner. What stays the same is written here once; a request picks a destination and a way to
      get there, says how long the trip takes and who travels, and asks. -->
-<schema name="travel">
+<schema name="travel" space="normalize">
   <system>You are a travel planner. Use these notes.
 
     <module name="trip">

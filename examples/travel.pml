@@ -1,0 +1,1 @@
+../vllm_promptcache/demo/travel.pml
