@@ -16,7 +16,8 @@ from vllm_promptcache.engine.stream_hasher import new_tokens_before
 class ComposedRequest:
     """A request whose cached tokens come from units.
 
-    ``encodes`` is the unit whose states it computes, for the scheduler's own encoding requests.
+    ``encodes`` is the unit whose states it computes, for the scheduler's own encoding requests, until
+    their last step is scheduled.
     ``seated`` is true while the request holds its shared blocks. ``num_encoded_units`` counts the units
     that were not resident when it arrived. ``num_history_tokens`` of its new tokens are earlier turns of
     the conversation, whose states may be found in the prefix cache; ``found`` holds the private blocks

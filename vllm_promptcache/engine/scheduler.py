@@ -245,19 +245,22 @@ class PromptCacheScheduling(Base):
         return output
 
     def _finish_if_scheduled(self, request: Request) -> None:
-        key = self.composed[request.request_id].encodes
-        assert key is not None
-        scheduled = request.num_computed_tokens >= request.num_prompt_tokens
-        if scheduled and self.store.units[key].residency is Residency.ENCODING:
+        """Once its last step is scheduled, an encoding request has nothing to do with its unit any more.
+
+        The unit may be dropped and encoded by another request before that step's output is here.
+        """
+        composed = self.composed[request.request_id]
+        key = composed.encodes
+        if key is not None and request.num_computed_tokens >= request.num_prompt_tokens:
             self.store.finish_encoding(key)
+            composed.encodes = None
+            self.store.unname(key)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """As vLLM's; an encoding request that is scheduled to its end has nothing to come back for."""
+        """As vLLM's; an encoding request whose last step was scheduled has nothing to come back for."""
         super()._preempt_request(request, *args, **kwargs)
-        composed = self.composed.get(request.request_id)
-        if composed is None or composed.encodes is None:
-            return
-        if self.store.units[composed.encodes].residency is not Residency.ENCODING:
+        is_encoding = request.request_id.startswith(ENCODING_ID)
+        if is_encoding and self.composed[request.request_id].encodes is None:
             self.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _take_seatings(self) -> dict[str, Seating]:
