@@ -134,7 +134,9 @@ class Stress:
         prompt = self.plans[index]
         with_texts = not self.defined[index // 6] or self.random.random() < 0.5
         params = self.params()
-        params.extra_args = {"prompt_cache": plan_to_wire(prompt, with_texts=with_texts)}
+        history = self.random.choice([0, prompt.num_new_tokens])
+        wire = plan_to_wire(prompt, with_texts=with_texts, num_history_tokens=history)
+        params.extra_args = {"prompt_cache": wire}
         salt = self.random.choice(["tenant", None, None, None, None])
         self.asked[self.engine.add(prompt_token_ids(prompt), params, cache_salt=salt)] = index
 
