@@ -14,7 +14,7 @@ from vllm_promptcache.demo.table import render_legend, render_table, seconds, ti
 
 # Slow machines end after fewer rounds, but not after fewer than this.
 MIN_ROUNDS = 3
-MAX_SECONDS = 60
+MAX_SECONDS = 40
 
 
 @dataclass

@@ -30,7 +30,7 @@ STOP = (".", "\n")
 # Packages in the schema, modules in the prompt, and questions that are asked of it.
 NUM_PACKAGES, NUM_MODULES, NUM_QUESTIONS = 6, 4, 3
 # How long a server that has stopped answering may take to end.
-DYING_S = 5.0
+DYING_S = 10.0
 TEMPORARY_PREFIX = "vllm-promptcache-demo-"
 
 MALDIVES = (
@@ -136,7 +136,7 @@ def _show(server: Server, client: Client, packages: list[Description], rounds: i
         server.require_alive(DYING_S)
         if not isinstance(error, OpenAIError):
             raise
-        raise DemoError(f"the server refused a request: {error}\n\n{server.log_tail()}") from error
+        raise DemoError(f"a request failed: {error}\n\n{server.log_tail()}") from error
 
 
 def _ask(client: Client, packages: list[Description]) -> None:
