@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tests.demo.processes import Mark
 
+# Tiny models gain nothing from threads, and lose much where several processes share few cores.
+SETTINGS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "COLUMNS": "80", "LC_ALL": "C"}
 COMMAND = [str(Path(sys.executable).parent / "vllm-promptcache"), "demo", "--rounds", "1"]
 
 
 def test_the_demo_ends_with_its_table_and_leaves_nothing_behind(tiny_model: Path, tmp_path: Path) -> None:
     mark = Mark()
-    environment = mark.environment | {"TMPDIR": str(tmp_path), "COLUMNS": "80", "LC_ALL": "C"}
+    environment = mark.environment | SETTINGS | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [*COMMAND, "--model", str(tiny_model)], env=environment, capture_output=True, text=True, timeout=500
     )
@@ -30,7 +32,7 @@ def test_the_demo_ends_with_its_table_and_leaves_nothing_behind(tiny_model: Path
 
 def test_an_interrupted_demo_ends_its_server(tiny_model: Path, tmp_path: Path) -> None:
     mark = Mark()
-    environment = mark.environment | {"TMPDIR": str(tmp_path)}
+    environment = mark.environment | SETTINGS | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [*COMMAND, "--model", str(tiny_model)], env=environment, stdout=subprocess.PIPE, text=True
     ) as demo:
