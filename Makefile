@@ -19,8 +19,8 @@ BACKEND ?= cpu
 TESTS ?= tests
 BIN := .venv/bin
 STAMP := .venv/.installed-$(BACKEND)
-CODE := $(wildcard vllm_promptcache tests benchmarks tools setup.py)
-ENGINE_TESTS := tests/engine tests/server
+CODE := $(wildcard vllm_promptcache tests benchmarks examples tools setup.py)
+ENGINE_TESTS := tests/engine tests/offline tests/server
 
 .PHONY: help demo test check format bench install clean
 .DEFAULT_GOAL := help

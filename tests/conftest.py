@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from tests.models import tiny_llama
 from vllm_promptcache.embedded_model import embedded_model_path
 
-ENGINE_FOLDERS = ("engine", "server")
+ENGINE_FOLDERS = ("engine", "offline", "server")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -74,9 +74,13 @@ def wrap_once(owner: Any, name: str, make: Callable[[Any], Any], *parameters: st
 def wrap_engine_args(
     add_arguments: Callable[[Any], None],
     read_arguments: Callable[[Any], dict[str, Any] | None],
+    prepare: Callable[[Any], None],
     configure: Callable[[Any], None],
 ) -> None:
-    """Let the plugin add flags, turn them into ``additional_config``, and adjust the ``VllmConfig``."""
+    """Let the plugin add flags, turn them into ``additional_config``, and adjust the ``VllmConfig``.
+
+    ``prepare`` sees the engine arguments before a ``VllmConfig`` is made of them, ``configure`` that.
+    """
     from vllm.engine.arg_utils import EngineArgs
 
     def make_add(original: Any) -> Any:
@@ -99,6 +103,7 @@ def wrap_engine_args(
 
     def make_create(original: Any) -> Any:
         def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            prepare(self)
             vllm_config = original(self, *args, **kwargs)
             configure(vllm_config)
             return vllm_config
@@ -110,18 +115,15 @@ def wrap_engine_args(
     wrap_once(EngineArgs, "create_engine_config", make_create, "self", "usage_context", "headless")
 
 
-def select_v1_model_runner() -> bool:
-    """Make vLLM use the V1 model runner; returns whether it would have taken the V2 runner.
+def select_v1_model_runner() -> None:
+    """Make vLLM use the V1 model runner, in this process and those it starts.
 
-    Target: VLLM_USE_V2_MODEL_RUNNER. Why: the V2 runner has no seam for positions apart from slots.
+    Target: VLLM_USE_V2_MODEL_RUNNER. Why: the V2 runner has no seam for positions apart from slots. To be
+    called before a ``VllmConfig`` is made, which settles other things by the runner.
     """
     import os
 
-    import vllm.envs as envs
-
-    chosen = envs.VLLM_USE_V2_MODEL_RUNNER
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    return chosen is not False
 
 
 # -- scheduler process -------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class PromptCacheConfig:
         return {**asdict(self), "schemas": list(self.schemas)}
 
 
-def is_enabled(vllm_config: Any) -> bool:
-    """Whether the prompt cache is on in this engine."""
-    additional = vllm_config.additional_config
+def is_enabled(config: Any) -> bool:
+    """Whether the prompt cache is on, by an engine's arguments or its ``VllmConfig``."""
+    additional = config.additional_config
     return isinstance(additional, dict) and CONFIG_KEY in additional
