@@ -99,7 +99,9 @@ class PromptCacheScheduling(Base):
         super().add_request(request)
         self._encode_missing((composed,))
 
-    def _compose(self, request: Request, wire: Mapping[str, Any]) -> ComposedRequest:
+    def _compose(self, request: Request, wire: Any) -> ComposedRequest:
+        if not isinstance(wire, Mapping):
+            raise TypeError(f"a composition is a mapping, not {type(wire).__name__}")
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
         variant = self._variant(request, int(wire.get("head", 0)))
