@@ -122,7 +122,7 @@ def test_prompt_logprobs_are_refused_with_reuse(engine: Engine) -> None:
 def test_positions_run_out_before_tokens_do(tiny_model: Path, oracle: Oracle) -> None:
     far = plan(unit("start", (0, 50)), unit("far", (480, 500)), new(500, 2))
     tokens, _ = oracle(tiny_model, far, 10)
-    with serving(tiny_model, max_model_len=512, num_gpu_blocks_override=40) as engine:
+    with serving(tiny_model, max_model_len=512, num_gpu_blocks_override=120) as engine:
         (output,) = engine.ask([far], greedy(100))
         assert tokens_of(output) == tokens
         assert output.outputs[0].finish_reason == "length"
@@ -146,10 +146,10 @@ def test_positions_may_pass_the_number_of_tokens_that_fit(
 
 
 @pytest.fixture(scope="module")
-def plain_answers(tiny_model: Path) -> Iterator[list[list[int]]]:
+def plain_answers(tiny_model: Path) -> list[list[int]]:
     """What a server without the plugin says."""
     with serving(tiny_model, plugin=False) as engine:
-        yield [tokens_of(o) for o in engine.ask(PLAIN, greedy(16))]
+        return [tokens_of(o) for o in engine.ask(PLAIN, greedy(16))]
 
 
 def test_plain_requests_say_the_same_with_the_plugin(engine: Engine, plain_answers: list[list[int]]) -> None:
