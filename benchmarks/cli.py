@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.name == "all":
         return _all(given)
     args = _parser(known.name).parse_args(given)
+    # Servers that were started are stopped also when somebody stops this process (`timeout`).
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         _run(known.name, args)
     except (RunError, ServerError) as error:

@@ -8,6 +8,9 @@ from types import FrameType
 
 from vllm_promptcache.cli.failure import Failure
 
+# Ctrl-C too: a shell that starts the demo in the background has it ignored.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 HELP = "serve a model, ask it, and show what is reused"
 
 INTERRUPTED = 130
@@ -33,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vllm_promptcache.demo.story import DemoOptions, main_stream_is_safe, run_demo
 
     main_stream_is_safe()
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
         run_demo(DemoOptions(arguments.model, arguments.dtype, arguments.port, arguments.rounds))
     except DemoError as error:
