@@ -120,7 +120,7 @@ def _series(summary: Summary, metric: str, scale: float) -> tuple[Series, ...]:
         spread = Spread(
             found["mean"] * scale, found["low"] * scale, found["high"] * scale, found["questions"]
         )
-        points.setdefault(Way.read(way).encoding, []).append((one["recomputed_share"] * 100, spread))
+        points.setdefault(Way.read(way).family, []).append((one["recomputed_share"] * 100, spread))
     return tuple(Series(name, tuple(sorted(p, key=lambda at: float(at[0])))) for name, p in points.items())
 
 

@@ -99,6 +99,11 @@ class Way:
         return Way(self.encoding)
 
     @property
+    def family(self) -> str:
+        """Encoding and repairs that have no argument: ways of one family differ in how much they repair."""
+        return "+".join((self.encoding, *(r.name for r in self.repairs if not r.argument)))
+
+    @property
     def is_full(self) -> bool:
         """Whether nothing is reused."""
         return self.encoding == FULL

@@ -99,6 +99,7 @@ class TestWays:
             assert Way.read(name).name == name
         way = Way.read("isolated+link:16")
         assert (way.base.name, way.head_tokens, way.is_full) == ("isolated", 16, False)
+        assert Way.read("context+tail+link:8").family == Way.read("context+tail").family == "context+tail"
         assert [w.name for w in read_ways("context, context,full")] == ["full", "context"]
 
     @pytest.mark.parametrize(
