@@ -57,7 +57,7 @@ def prompt_token_ids(plan: Plan) -> list[int]:
         if isinstance(segment, NewSegment):
             token_ids += segment.token_ids.tolist()
         else:
-            token_ids += segment.unit.token_ids[segment.start : segment.end].tolist()
+            token_ids += segment.unit.token_list[segment.start : segment.end]
     return token_ids
 
 

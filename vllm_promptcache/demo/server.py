@@ -93,6 +93,7 @@ def serve_environment(model: DemoModel, temporary: Path) -> dict[str, str]:
     """This process's environment with what the server needs; it keeps its own files in `temporary`."""
     added = {"TMPDIR": str(temporary), "VLLM_NO_USAGE_STATS": "1"}
     # The folder of this Python first: its `vllm` is meant.
+    added["VLLM_LOGGING_LEVEL"] = "INFO"  # progress is read from the log
     added["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if runs_on_cpu():
         added[KV_SPACE_VARIABLE] = str(model.kv_space_gib)

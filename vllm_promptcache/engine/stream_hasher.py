@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, cast
 
 from vllm.v1.core.kv_cache_utils import BlockHash, hash_block_tokens
 from vllm.v1.request import Request
@@ -16,9 +16,10 @@ class StreamHasher:
     """Hashes the full blocks of a request's stream, in stream order.
 
     The chain is seeded by everything the stream's states rest on besides its new tokens: units and
-    ranges reused, positions, adapter and tenant (both are in a unit's key). The length of the last run
-    is left out, so a longer conversation over the same modules continues the same chain. A seed is an
-    extra key, so these hashes never equal a plain request's. Stands in for ``Request._block_hasher``.
+    ranges reused, positions, and the variant (adapter and tenant) that all of its units have. The length
+    of the last run is left out, so a longer conversation over the same modules continues the same chain.
+    A seed is an extra key, so these hashes never equal a plain request's. Stands in for
+    ``Request._block_hasher``.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class StreamHasher:
         *items, last = composition.items
         assert isinstance(last, Computed)
         described = tuple(
-            (i.first_position, i.num_tokens) if isinstance(i, Computed) else (i.unit, i.start, i.end)
+            (i.first_position, i.num_tokens)
+            if isinstance(i, Computed)
+            else (cast(tuple[str, Hashable], i.unit)[0], i.start, i.end)
             for i in items
         )
-        self._seed = ("prompt_cache", repr(variant), repr(described), last.first_position)
+        self._seed = ("prompt_cache", repr(variant), described, last.first_position)
         self._hash_function = hash_function
         self._seats = seats
 

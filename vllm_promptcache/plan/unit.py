@@ -35,6 +35,11 @@ class Unit:
         """Tokens to encode, placeholders included."""
         return len(self.token_ids)
 
+    @cached_property
+    def token_list(self) -> list[int]:
+        """The token IDs as vLLM takes them; not to be changed."""
+        return list(self.token_ids.tolist())
+
     def token_after_kept(self, num_tokens: int) -> int:
         """The index of the token after the first ``num_tokens`` kept ones; after all if there are fewer."""
         if not num_tokens:
