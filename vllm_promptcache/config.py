@@ -42,11 +42,6 @@ class PromptCacheConfig:
         if not isinstance(self.allow_request_schemas, bool):
             raise ValueError("prompt cache config: allow_request_schemas must be true or false")
 
-    @property
-    def head_tokens(self) -> int:
-        """How many tokens at the head of each piece can be computed anew (``link:k``); 0 for none."""
-        return 0
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptCacheConfig:
         """Read settings.

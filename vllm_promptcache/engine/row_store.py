@@ -22,11 +22,6 @@ class RowStore:
         self._rows: dict[UnitKey, tuple[torch.Tensor, torch.Tensor] | None] = {}
         self._num_rows: dict[UnitKey, int] = {}
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all kept rows."""
-        return sum(t.nbytes for pair in self._rows.values() if pair is not None for t in pair)
-
     def open(self, unit: UnitKey, num_rows: int) -> None:
         """Begin to keep a unit's rows; memory is taken when the first are written."""
         self._rows[unit] = None

@@ -69,7 +69,7 @@ class PromptCacheScheduling(Base):
         self.control = ModuleControl(
             self.store,
             self.catalog,
-            Variant(head_tokens=config.head_tokens),
+            Variant(),
             self.start_encoding,
             self.check_integrity,
         )
@@ -138,11 +138,11 @@ class PromptCacheScheduling(Base):
             raise
 
     def _variant(self, request: Request, head_tokens: int = 0) -> Variant:
-        """The variant of units that a request uses; the server's own heads serve requests without."""
+        """The variant of units that a request uses."""
         if not 0 <= head_tokens <= self.max_model_len:
             raise ValueError(f"{head_tokens} tokens cannot be computed anew")
         adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
-        return Variant(adapter, request.cache_salt, head_tokens or self.control.variant.head_tokens)
+        return Variant(adapter, request.cache_salt, head_tokens)
 
     def _seated(
         self,
