@@ -183,8 +183,9 @@ def block_hash_function(vllm_config: Any) -> Callable[[Any], bytes] | None:
 
 def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> None:
     """Put a request's prompt in the order of its block table, its blocks hashed by ``block_hasher``."""
-    request.prompt_token_ids = token_ids
-    request._all_token_ids[: request.num_prompt_tokens] = token_ids
+    if token_ids is not request.prompt_token_ids:
+        request.prompt_token_ids = token_ids
+        request._all_token_ids[: request.num_prompt_tokens] = token_ids
     request.block_hashes = []
     request._block_hasher = block_hasher
     request.update_block_hashes()

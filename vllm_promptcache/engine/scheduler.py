@@ -20,8 +20,6 @@ from vllm_promptcache import compat
 from vllm_promptcache.blocks.checks import check_composition, check_text
 from vllm_promptcache.blocks.composition import (
     Composition,
-    Computed,
-    Reused,
     UnitKey,
     compose_encoding,
 )
@@ -110,12 +108,7 @@ class PromptCacheScheduling(Base):
         for text in given.values():
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
         texts = self.catalog.keyed(unknown, given, variant)
-        composition = composition_from_wire(wire)
-        items = tuple(
-            i if isinstance(i, Computed) else Reused((i.unit, variant), i.start, i.end)
-            for i in composition.items
-        )
-        composition = Composition(items)
+        composition = composition_from_wire(wire, lambda digest: (digest, variant))
         named: list[UnitKey] = []
         try:
             for key in composition.unit_keys:
@@ -156,7 +149,7 @@ class PromptCacheScheduling(Base):
         hasher = None
         if encodes is None and self._hash_function is not None:
             hasher = StreamHasher(self._hash_function, composition, seats, self._variant(request))
-        token_ids = composition.cached_first(list(request.prompt_token_ids or ()))
+        token_ids = composition.cached_first(request.prompt_token_ids or [])
         compat.reorder_prompt(request, token_ids, hasher)
         return ComposedRequest(
             request,
