@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
-from vllm_promptcache.errors import ChatTemplateError
+from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.layout.schema import find_layout
-from vllm_promptcache.plan.build import Tail, build_plan, previous_roles
+from vllm_promptcache.plan.build import Tail, build_resolved
 from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
 from vllm_promptcache.plan.without_reuse import without_reuse
 from vllm_promptcache.pml.nodes import MessageNode, PromptNode
 from vllm_promptcache.registry.capacity import Capacity
@@ -97,27 +98,32 @@ class Composer:
         encode = self._builder.encoder.encode
         tails = [encode(text) if isinstance(text, str) else text for text in texts]
         entry, prompt = await self._read(pml)
-        return [self._compose(entry, prompt, options, [(ids, "prompt")], tenant) for ids in tails]
+        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        return [self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
 
     async def compose_chat(
         self, pml: object, options: PromptOptions, turns: Turns, *, tenant: bool = False
     ) -> ComposedPrompt:
         """The prompt that ends in the turns of a chat and the template's generation prompt."""
         entry, prompt = await self._read(pml)
-        tail = [(self._continuation(entry, prompt, turns), "messages")]
+        if not turns.messages and not _ends_in_user_text(prompt):
+            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
+            raise RefusedError(what, field="messages")
+        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        tail = [(self._continuation(resolution.roles, turns), "messages")]
         is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
-        return self._compose(entry, prompt, options, tail, tenant, is_later_turn)
+        return self._compose(entry, resolution, options, tail, tenant, is_later_turn)
 
     def _compose(
         self,
         entry: SchemaEntry,
-        prompt: PromptNode,
+        resolution: Resolution,
         options: PromptOptions,
         tail: Tail,
         tenant: bool,
         is_later_turn: bool = False,
     ) -> ComposedPrompt:
-        plan = build_plan(entry.layout, prompt, tail)
+        plan = build_resolved(entry.layout, resolution, tail)
         if not options.reuse:
             plan, is_later_turn = without_reuse(plan), False
         room = self._capacity.max_new_tokens(plan, () if tenant else entry.pinned)
@@ -152,17 +158,14 @@ class Composer:
             self._memory.put(pml, document)
         return document
 
-    def _continuation(self, entry: SchemaEntry, prompt: PromptNode, turns: Turns) -> list[int]:
-        if not turns.messages and not _ends_in_user_text(prompt):
-            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
-            raise RefusedError(what, field="messages")
+    def _continuation(self, previous_roles: Sequence[str], turns: Turns) -> list[int]:
         encoder = self._builder.encoder
         try:
             text = encoder.template.continuation(
                 turns.messages,
                 add_generation_prompt=turns.add_generation_prompt,
                 tools=turns.tools,
-                previous_roles=previous_roles(entry.layout, prompt),
+                previous_roles=previous_roles,
                 **turns.template_options,
             )
         except ChatTemplateError as error:
