@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from vllm_promptcache.blocks.geometry import find_pieces
+from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.plan import CachedSegment, Plan
 from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.registry.errors import RefusedError
+
+
+class UnitBlocks(NamedTuple):
+    """A unit in the KV cache: its blocks, how many of its kept tokens are in none of them, and how many
+    blocks encoding it takes besides."""
+
+    num_blocks: int
+    num_edge_tokens: int
+    num_encoding_blocks: int
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,8 @@ class Capacity:
 
     block_size: int
     num_blocks: int
-    _stored: WeakKeyDictionary[Unit, tuple[int, int]] = field(
+    # Worked out when a schema's unit is first asked for.
+    _known: WeakKeyDictionary[SchemaLayout, dict[Unit, UnitBlocks]] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
 
@@ -27,21 +39,24 @@ class Capacity:
         """The capacity that the engine's ``stats`` tell of."""
         return cls(stats["block_size"], stats["blocks_total"] - stats["blocks_pin_limit"])
 
-    def max_new_tokens(self, plan: Plan, pinned: Container[str]) -> int:
+    def max_new_tokens(self, layout: SchemaLayout, plan: Plan, pinned: Container[str]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; at least one.
 
-        ``pinned`` are the digests of units whose blocks are pinned for it already.
+        ``plan`` is one over ``layout``; ``pinned`` are the digests of units whose blocks are pinned for
+        it already.
 
         Raises:
             RefusedError: the prompt could never be admitted, however long it waited.
         """
         size = self.block_size
+        known = self._known.setdefault(layout, {})
         free, scratch = self.num_blocks, 0
         for unit in plan.units:
             if unit.digest not in pinned:
-                free -= self._stored_in(unit)[0]
-                scratch = max(scratch, self._encoding_blocks(unit))
-        edges = sum(s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment))
+                blocks = known.get(unit) or self._blocks_of(unit, known)
+                free -= blocks.num_blocks
+                scratch = max(scratch, blocks.num_encoding_blocks)
+        edges = sum([s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment)])
         room = free * size - edges - plan.num_new_tokens
         if room < 1 or scratch > free:
             private = -(-(edges + plan.num_new_tokens + 1) // size)
@@ -52,16 +67,14 @@ class Capacity:
             )
         return room
 
-    def _encoding_blocks(self, unit: Unit) -> int:
-        """Blocks that are needed while a unit is encoded, besides those that it then keeps."""
-        edges = sum(self._stored_in(context)[1] for context in unit.context)
-        return -(-(edges + unit.num_tokens) // self.block_size)
-
-    def _stored_in(self, unit: Unit) -> tuple[int, int]:
-        """The blocks of a unit, and its kept tokens that are in none of them."""
-        stored = self._stored.get(unit)
-        if stored is None:
+    def _blocks_of(self, unit: Unit, known: dict[Unit, UnitBlocks]) -> UnitBlocks:
+        """A unit's blocks, which become known, as do those of its context."""
+        if unit not in known:
+            size = self.block_size
             starts, ends = find_pieces(unit.position_ids, unit.kept, unit.breaks)
-            blocks = int(((ends - starts) // self.block_size).sum())
-            stored = self._stored[unit] = blocks, int(unit.kept.sum()) - blocks * self.block_size
-        return stored
+            num_blocks = int(((ends - starts) // size).sum())
+            num_edges = int(unit.kept.sum()) - num_blocks * size
+            context_edges = sum(self._blocks_of(seen, known).num_edge_tokens for seen in unit.context)
+            encoding = -(-(context_edges + unit.num_tokens) // size)
+            known[unit] = UnitBlocks(num_blocks, num_edges, encoding)
+        return known[unit]

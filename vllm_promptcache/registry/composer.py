@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.errors import ChatTemplateError, IssueList
-from vllm_promptcache.layout.schema import find_layout
+from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import Tail, build_resolved
 from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
@@ -126,7 +126,7 @@ class Composer:
         plan = build_resolved(entry.layout, resolution, tail)
         if not options.reuse:
             plan, is_later_turn = without_reuse(plan), False
-        room = self._capacity.max_new_tokens(plan, () if tenant else entry.pinned)
+        room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
         history = plan.num_new_tokens if is_later_turn else 0
         return ComposedPrompt(plan, entry, min(room, positions), history)
@@ -139,7 +139,9 @@ class Composer:
         prompt, own = document.prompt, document.entries
         if own and not self._allow_request_schemas:
             raise RefusedError("this server takes no schemas from requests", FORBIDDEN, field="pml")
-        layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
+        layouts: Mapping[str, SchemaLayout] = self._registry.layouts
+        if own:
+            layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
         digest = find_layout(prompt, layouts).digest
         registered = self._registry.entries.get(prompt.schema)
         # The engine knows a registered schema: its own copy need not travel.
