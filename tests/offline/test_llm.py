@@ -74,6 +74,7 @@ def test_outputs_are_those_of_the_reference(llm: LLM, tiny_model: Path, reuse: b
     (output,) = llm.generate_pml(PROMPT, params(), prompt=" And", reuse=reuse)
     tokens, _ = greedy(load_reference_model(tiny_model), explained, 6)
     assert output.outputs[0].token_ids == tokens
+    assert output.outputs[0].text == llm.get_tokenizer().decode(tokens)
     assert output.prompt_cache["tokens_reused"] == explained["num_cached_tokens"]  # type: ignore[attr-defined]
     assert output.kv_transfer_params is None
     assert output.prompt is not None and output.prompt.endswith("deep and dry.  And")

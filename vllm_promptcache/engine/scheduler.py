@@ -76,6 +76,7 @@ class PromptCacheScheduling(Base):
         if self.hash_block_size == self.store.block_size:
             self._hash_function = compat.block_hash_function(vllm_config)
         compat.install_engine_utility()
+        compat.hash_blocks_later(EXTRA_ARG)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -90,6 +91,7 @@ class PromptCacheScheduling(Base):
             composed = self._compose(request, wire)
         except (LookupError, TypeError, ValueError):
             logger.exception("Request %s cannot be composed", request.request_id)
+            request.update_block_hashes()
             super().add_request(request)
             self.grammar_compile_error_reqs.add(request.request_id)
             return
