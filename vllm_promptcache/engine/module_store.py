@@ -173,20 +173,26 @@ class ModuleStore:
         unit.blocks = self.block_pool.get_new_blocks(unit.geometry.num_blocks)
 
     def finish_encoding(self, key: UnitKey) -> None:
-        """Every step that writes the unit's states is scheduled: later steps may read them."""
+        """The step being scheduled writes the last of the unit's states: others in it may read them.
+
+        Each layer writes all keys and values of a step before it reads any. The encoding request uses
+        the unit until the step is on its way: its blocks must not be another's in the same step.
+        """
         unit = self.units[key]
         assert unit.residency is Residency.ENCODING and len(unit.blocks) == unit.geometry.num_blocks
         unit.residency = Residency.RESIDENT
-        self._touch(unit)
+        self.use((key,))
 
     def interrupt_encoding(self, key: UnitKey, *, given_up: bool) -> None:
         """The encoding request lost its blocks: preempted, or ``given_up`` for good."""
         unit = self.units[key]
-        assert unit.residency is Residency.ENCODING
+        assert unit.residency is not Residency.ABSENT
+        if unit.residency is Residency.RESIDENT:  # in the step that would have finished it
+            unit.users -= 1
+            assert not unit.users, "a request was seated on a unit whose encoding was taken back"
         self._release_blocks(unit)
-        if given_up:
-            unit.residency = Residency.ABSENT
-            self._forget_if_idle(unit)
+        unit.residency = Residency.ABSENT if given_up else Residency.ENCODING
+        self._forget_if_idle(unit)
 
     def shared_blocks(self, ranges: Iterable[SharedBlocks]) -> list[KVCacheBlock]:
         """The physical blocks of shared ranges, in order."""

@@ -54,3 +54,14 @@ class RowStore:
         assert len(keys) == len(ranges), "a unit's rows are asked for before they are computed"
         for layer_keys, layer_values in zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True):
             yield torch.cat(layer_keys), torch.cat(layer_values)
+
+    def gather_layer(self, ranges: Sequence[EdgeRows], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``gather``, of one layer: for rows that are written in the course of a step."""
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        for rows in ranges:
+            pair = self._rows[rows.unit]
+            assert pair is not None, "a unit's rows are asked for before they are computed"
+            keys.append(pair[0][layer, rows.start : rows.end])
+            values.append(pair[1][layer, rows.start : rows.end])
+        return torch.cat(keys), torch.cat(values)

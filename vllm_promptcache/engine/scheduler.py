@@ -249,8 +249,8 @@ class PromptCacheScheduling(Base):
         composed = self.composed[request.request_id]
         key = composed.encodes
         if key is not None and request.num_computed_tokens >= request.num_prompt_tokens:
-            self.store.finish_encoding(key)
             composed.encodes = None
+            self.store.release((key,))
             self.store.unname(key)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
