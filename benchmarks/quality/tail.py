@@ -20,8 +20,8 @@ def renew_tails(plan: Plan) -> Plan:
         if not isinstance(segment, NewSegment):
             unit, start, end = segment.unit, segment.start, segment.end
             if begun.get(unit.id, len(segments)) < len(segments):
-                tokens, positions = unit.token_ids[start:end], unit.position_ids[start:end]
-                segments.append(NewSegment(tokens, positions, f"tail:{unit.id}"))
+                first = int(unit.position_ids[start])
+                segments.append(NewSegment(unit.token_list[start:end], first, f"tail:{unit.id}"))
                 continue
             # Segments of one unit with nothing between them have seen each other.
             begun[unit.id] = len(segments) + 1

@@ -13,9 +13,9 @@ def test_neighbouring_segments_become_one_and_gaps_stay() -> None:
     unit = Unit("u", np.arange(5) + 100, positions, np.ones(5, bool), ())
     segments = (
         CachedSegment(unit, 0, 2),
-        NewSegment(np.array([1, 2]), np.array([2, 3]), "prompt:1"),
+        NewSegment([1, 2], 2, "prompt:1"),
         CachedSegment(unit, 3, 5),
-        NewSegment(np.array([3]), np.array([12]), "messages"),
+        NewSegment([3], 12, "messages"),
     )
     plan = Plan("s", "digest", (unit,), segments)
     plain = without_reuse(plan)

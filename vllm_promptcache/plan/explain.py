@@ -36,7 +36,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         return {"unit": segment.unit.id, "start": segment.start, "end": segment.end}
     return {
         "new": True,
-        "token_ids": segment.token_ids.tolist(),
+        "token_ids": list(segment.token_ids),
         "position_ids": segment.position_ids.tolist(),
         "source": segment.source,
     }

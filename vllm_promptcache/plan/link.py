@@ -34,8 +34,8 @@ def _link(segment: CachedSegment, num_tokens: int) -> list[Segment]:
     cut = min(max(unit.token_after_kept(num_tokens), start), segment.end)
     parts: list[Segment] = []
     if cut > start:
-        source = f"link:{unit.id}"
-        parts.append(NewSegment(unit.token_ids[start:cut], unit.position_ids[start:cut], source))
+        first = int(unit.position_ids[start])
+        parts.append(NewSegment(unit.token_list[start:cut], first, f"link:{unit.id}"))
     if cut < segment.end:
         parts.append(CachedSegment(unit, cut, segment.end))
     return parts

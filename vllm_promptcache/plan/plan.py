@@ -6,6 +6,7 @@ a plan alone anyone can compute a prompt's exact logits with an explicit attenti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,20 +32,24 @@ class CachedSegment:
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
-    """Tokens that are computed for this request.
+    """Tokens that are computed for this request, at consecutive positions from ``first_position`` on.
 
-    ``token_ids`` and ``position_ids`` are int64 arrays of shape ``(tokens,)``; positions increase by
-    one from token to token. ``source`` says where the text comes from, as ``prompt:LINE``.
+    ``token_ids`` are not to be changed. ``source`` says where the text comes from, as ``prompt:LINE``.
     """
 
-    token_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
+    token_ids: Sequence[int]
+    first_position: int
     source: str
 
     @property
     def num_tokens(self) -> int:
         """How many tokens the segment computes."""
         return len(self.token_ids)
+
+    @property
+    def position_ids(self) -> NDArray[np.int64]:
+        """The tokens' positions, of shape ``(tokens,)``."""
+        return np.arange(self.first_position, self.first_position + len(self.token_ids), dtype=np.int64)
 
 
 Segment = CachedSegment | NewSegment
@@ -79,4 +84,4 @@ class Plan:
         """The position of the first generated token: one after the last new token's."""
         last = self.segments[-1]
         assert isinstance(last, NewSegment), "a plan ends in new tokens"
-        return int(last.position_ids[-1]) + 1
+        return last.first_position + last.num_tokens

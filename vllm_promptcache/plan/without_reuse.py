@@ -22,6 +22,6 @@ def without_reuse(plan: Plan) -> Plan:
     for end in (*breaks.tolist(), len(token_ids)):
         first, last = np.searchsorted(ends, (start, end - 1), side="right")
         source = ", ".join(dict.fromkeys(sources[first : last + 1]))
-        segments.append(NewSegment(token_ids[start:end], position_ids[start:end], source))
+        segments.append(NewSegment(token_ids[start:end].tolist(), int(position_ids[start]), source))
         start = end
     return Plan(plan.schema, plan.digest, (), tuple(segments))
