@@ -91,7 +91,6 @@ class PromptCacheScheduling(Base):
             composed = self._compose(request, wire)
         except (LookupError, TypeError, ValueError):
             logger.exception("Request %s cannot be composed", request.request_id)
-            request.update_block_hashes()
             super().add_request(request)
             self.grammar_compile_error_reqs.add(request.request_id)
             return
