@@ -101,7 +101,7 @@ def composition_from_wire(
             the units: see ``check_composition``.
     """
     units, flat = wire["units"], wire["items"]
-    if not all(type(number) is int for number in flat) or not all(type(unit) is str for unit in units):
+    if not {int}.issuperset(map(type, flat)) or not {str}.issuperset(map(type, units)):
         raise TypeError("a composition's items are integers, its units digests")
     keys = [key_of(unit) for unit in units]
     return Composition(

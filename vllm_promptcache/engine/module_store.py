@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -135,18 +135,18 @@ class ModuleStore:
             unit.pinned = False
             self._forget_if_idle(unit)
 
-    def check_room(self, composition: Composition) -> None:
-        """Check that a request could be admitted if it were alone with all that can be pinned.
+    def check_room(self, units: Collection[StoredUnit], num_tokens: int) -> None:
+        """Check that a request of so many tokens, reusing the units, could be admitted if it were alone
+        with all that can be pinned.
 
         Raises:
             ValueError: it would wait for ever, and everyone behind it.
         """
-        units = [self.units[key] for key in composition.unit_keys]
         own = [unit for unit in units if not unit.pinned]
         kept = sum([unit.geometry.num_blocks for unit in own])
         scratch = max([unit.scratch_blocks for unit in own], default=0)
         shared = sum([unit.geometry.num_blocks for unit in units])
-        private = -(-composition.num_tokens // self.block_size) - shared
+        private = -(-num_tokens // self.block_size) - shared
         room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
         if kept + max(scratch, private) > room:
             raise ValueError(

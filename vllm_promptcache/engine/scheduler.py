@@ -23,6 +23,7 @@ from vllm_promptcache.blocks.composition import (
     UnitKey,
     compose_encoding,
 )
+from vllm_promptcache.blocks.geometry import UnitGeometry
 from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
 from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, texts_from_wire
 from vllm_promptcache.config import PromptCacheConfig
@@ -110,22 +111,17 @@ class PromptCacheScheduling(Base):
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
         texts = self.catalog.keyed(unknown, given, variant)
         composition = composition_from_wire(wire, lambda digest: (digest, variant))
-        named: list[UnitKey] = []
+        named: dict[UnitKey, StoredUnit] = {}
         try:
             for key in composition.unit_keys:
-                self.store.name(key, texts)
-                named.append(key)
-            stored = {key: self.store.units[key] for key in composition.unit_keys}
-            next_position = check_composition(
-                composition,
-                {key: unit.text for key, unit in stored.items()},
-                {key: unit.geometry for key, unit in stored.items()},
-                self.max_model_len,
-            )
-            self.store.check_room(composition)
+                named[key] = self.store.name(key, texts)
+            units = {key: unit.geometry for key, unit in named.items()}
+            next_position = check_composition(composition, units, self.max_model_len)
+            self.store.check_room(named.values(), composition.num_tokens)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
-            return self._seated(request, composition, None, max(int(wire.get("history", 0)), 0))
+            history = max(int(wire.get("history", 0)), 0)
+            return self._seated(request, composition, units, num_history_tokens=history)
         except (LookupError, TypeError, ValueError):
             for key in named:
                 self.store.unname(key)
@@ -142,10 +138,11 @@ class PromptCacheScheduling(Base):
         self,
         request: Request,
         composition: Composition,
+        units: Mapping[UnitKey, UnitGeometry],
+        *,
         encodes: UnitKey | None = None,
         num_history_tokens: int = 0,
     ) -> ComposedRequest:
-        units = {key: self.store.units[key].geometry for key in composition.unit_keys}
         seats = take_seats(composition, units, self.store.block_size)
         hasher = None
         if encodes is None and self._hash_function is not None:
@@ -218,9 +215,8 @@ class PromptCacheScheduling(Base):
             priority=asker.priority if asker is not None else 0,
         )
         self.store.name(unit.key, {})
-        for key in composition.unit_keys:
-            self.store.name(key, {})
-        self._admit(request, self._seated(request, composition, unit.key))
+        units = {key: self.store.name(key, {}).geometry for key in composition.unit_keys}
+        self._admit(request, self._seated(request, composition, units, encodes=unit.key))
         return request
 
     # -- steps -----------------------------------------------------------------------------------
