@@ -230,8 +230,8 @@ def tables(result: Result) -> list[Table]:
     cell = next(iter(result["cells"].values()))
     note = (
         f"{cell['requests']} requests at once, {NUM_ANSWER_TOKENS} tokens answered (one layer of the model, "
-        f"random weights: blocks do not depend on them), blocks of {cell['block_size']} tokens, read from the "
-        "block pool after every scheduling step."
+        f"random weights: blocks do not depend on them), blocks of {cell['block_size']} tokens, read from "
+        "the block pool after every scheduling step."
     )
     return [Table("Blocks", columns, tuple(rows), note)]
 
