@@ -176,16 +176,6 @@ def install_engine_utility() -> None:
     EngineCore.prompt_cache = prompt_cache  # type: ignore[attr-defined]
 
 
-def block_hash_function(vllm_config: Any) -> Callable[[Any], bytes] | None:
-    """The prefix cache's hash function, or None when blocks are not cached one by one."""
-    from vllm.utils.hashing import get_hash_fn_by_name
-
-    cache = vllm_config.cache_config
-    if not cache.enable_prefix_caching:
-        return None
-    return get_hash_fn_by_name(cache.prefix_caching_hash_algo)
-
-
 def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> None:
     """Put a request's prompt in the order of its block table, its blocks hashed by ``block_hasher``."""
     if token_ids is not request.prompt_token_ids:

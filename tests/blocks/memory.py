@@ -59,7 +59,7 @@ class Running:
 
     def __init__(self, memory: Memory, composition: Composition, name: str, num_generated: int = 0):
         self.memory, self.name = memory, name
-        self.seats: Seats = take_seats(composition, memory.geometries, memory.block_size)
+        self.seats: Seats = take_seats(composition, memory.geometries, memory.block_size, 1_000_000)
         seats = self.seats
         self.shared = [b for s in seats.shared for b in memory.blocks[s.unit][s.start : s.end]]
         stream = seats.num_prompt_tokens - seats.num_shared_blocks * memory.block_size + num_generated

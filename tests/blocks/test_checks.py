@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, compositions, worlds
-from vllm_promptcache.blocks.checks import check_composition, check_text
+from vllm_promptcache.blocks.checks import check_text
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.blocks.seats import take_seats
 
 
 def geometries(world: World) -> dict[UnitKey, UnitGeometry]:
@@ -21,7 +22,7 @@ def geometries(world: World) -> dict[UnitKey, UnitGeometry]:
 
 
 def check(world: World, composition: Composition, num_positions: int = 100_000) -> int:
-    return check_composition(composition, geometries(world), num_positions)
+    return take_seats(composition, geometries(world), world.block_size, num_positions).next_position
 
 
 def refusal(world: World, composition: Composition) -> str | None:

@@ -6,12 +6,9 @@ bounds. They cost a request a few comparisons an item, and a unit's text one pas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from vllm_promptcache.blocks.composition import Composition, Computed, UnitKey, UnitText
-from vllm_promptcache.blocks.geometry import UnitGeometry
+from vllm_promptcache.blocks.composition import UnitText
 
 
 def check_text(text: UnitText, num_positions: int, vocabulary: int) -> None:
@@ -29,29 +26,3 @@ def check_text(text: UnitText, num_positions: int, vocabulary: int) -> None:
         raise ValueError(f"a unit of {len(tokens)} tokens cannot have breaks at {text.breaks}")
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise ValueError(f"a unit has token IDs that are not among {vocabulary}")
-
-
-def check_composition(
-    composition: Composition, units: Mapping[UnitKey, UnitGeometry], num_positions: int
-) -> int:
-    """Check a composition over units; returns the position of the first generated token.
-
-    Raises:
-        ValueError: positions do not increase, a range is not part of one piece of its unit, the last
-            item is not computed, or no position is left to generate at.
-    """
-    position = 0
-    for item in composition.items:
-        if isinstance(item, Computed):
-            first, num_tokens = item
-        else:
-            unit, start, end = item
-            first, num_tokens = units[unit].stored_range(start, end).first_position, end - start
-        if num_tokens < 1 or first < position:
-            raise ValueError(f"{item} cannot begin at position {first}: {position} comes next")
-        position = first + num_tokens
-    if not composition.items or not isinstance(composition.items[-1], Computed):
-        raise ValueError("the last token of a composed prompt must be computed")
-    if position >= num_positions:
-        raise ValueError(f"the prompt ends at position {position}; the model has {num_positions} positions")
-    return position

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.composition import Composition, Reused, UnitKey
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey
 from vllm_promptcache.blocks.geometry import UnitGeometry
 
 
@@ -60,16 +60,25 @@ class Seats:
     row_shared_blocks: NDArray[np.int64]
 
     @cached_property
+    def next_position(self) -> int:
+        """The position of the first generated token."""
+        return int(self.positions[-1]) + 1
+
+    @cached_property
     def position_shift(self) -> int:
         """What to add to a generated token's index to have its position."""
-        return int(self.positions[-1]) + 1 - self.num_prompt_tokens
+        return self.next_position - self.num_prompt_tokens
 
 
-def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], block_size: int) -> Seats:
-    """Seat a composition over units laid out for ``block_size``.
+def take_seats(
+    composition: Composition, units: Mapping[UnitKey, UnitGeometry], block_size: int, num_positions: int
+) -> Seats:
+    """Seat a composition over units laid out for ``block_size``, and check that it is one.
 
     Raises:
-        ValueError: a range is not part of one piece of its unit, or needs an edge row that is not kept.
+        ValueError: positions do not increase, or leave none of ``num_positions`` to generate at, a range
+            is not part of one piece of its unit or needs an edge row that is not kept, or the last item
+            is not computed.
     """
     shared: list[SharedBlocks] = []
     edges: list[EdgeRows] = []
@@ -77,26 +86,32 @@ def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], 
     offsets: list[NDArray[np.int64]] = []
     row_starts: list[int] = []
     row_shared: list[int] = []
-    num_shared = num_rows = num_new = 0
+    num_shared = num_rows = num_new = position = 0
     row_end = -1  # the stream offset at which the open row may be continued
     for item in composition.items:
         if isinstance(item, Reused):
-            _, blocks, rows = units[item.unit].stored_range(item.start, item.end)
-            for start, end in rows:
-                edges.append(EdgeRows(item.unit, start, end, num_rows + num_new))
-                num_rows += end - start
+            unit, start, end = item
+            first, blocks, rows = units[unit].stored_range(start, end)
+            position = _next_position(item, position, first, end - start, num_positions)
+            for first_row, last_row in rows:
+                edges.append(EdgeRows(unit, first_row, last_row, num_rows + num_new))
+                num_rows += last_row - first_row
             if blocks is not None:
-                shared.append(SharedBlocks(item.unit, *blocks))
+                shared.append(SharedBlocks(unit, *blocks))
                 num_shared += blocks[1] - blocks[0]
         else:
+            first, num_tokens = item
+            position = _next_position(item, position, first, num_tokens, num_positions)
             stream = num_rows + num_new
             if stream != row_end or row_shared[-1] != num_shared:
                 row_starts.append(num_new)
                 row_shared.append(num_shared)
-            positions.append(np.arange(item.first_position, item.first_position + item.num_tokens))
-            offsets.append(np.arange(stream, stream + item.num_tokens))
-            num_new += item.num_tokens
-            row_end = stream + item.num_tokens
+            positions.append(np.arange(first, first + num_tokens))
+            offsets.append(np.arange(stream, stream + num_tokens))
+            num_new += num_tokens
+            row_end = stream + num_tokens
+    if not composition.items or isinstance(composition.items[-1], Reused):
+        raise ValueError("the last token of a composed prompt must be computed")
     num_cached = num_shared * block_size + num_rows
     return Seats(
         block_size,
@@ -110,6 +125,17 @@ def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], 
         np.array(row_starts, np.int64),
         np.array(row_shared, np.int64),
     )
+
+
+def _next_position(
+    item: Reused | Computed, position: int, first: int, num_tokens: int, num_positions: int
+) -> int:
+    if num_tokens < 1 or first < position:
+        raise ValueError(f"{item} cannot begin at position {first}: {position} comes next")
+    position = first + num_tokens
+    if position >= num_positions:
+        raise ValueError(f"the prompt ends at position {position}; the model has {num_positions} positions")
+    return position
 
 
 def edge_rows_from(seats: Seats, offset: int) -> tuple[EdgeRows, ...]:

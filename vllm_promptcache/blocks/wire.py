@@ -8,7 +8,7 @@ told of, ``texts`` by digest. The prompt itself travels in position order.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -93,33 +93,27 @@ def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
     return texts
 
 
-def composition_from_wire(
-    wire: Mapping[str, Any], key_of: Callable[[str], UnitKey] = lambda digest: digest
-) -> Composition:
-    """The composition a request asks for, its units named by what ``key_of`` makes of their digests.
+def composition_from_wire(wire: Mapping[str, Any], keys: Sequence[UnitKey] | None = None) -> Composition:
+    """The composition a request asks for, its units named by ``keys``, or by digest.
 
     Raises:
         LookupError, TypeError, ValueError: the wire is malformed. Its items are not yet checked against
-            the units: see ``check_composition``.
+            the units: see ``take_seats``.
     """
     units, flat = wire["units"], wire["items"]
     if not {int}.issuperset(map(type, flat)) or not {str}.issuperset(map(type, units)):
         raise TypeError("a composition's items are integers, its units digests")
-    keys = [key_of(unit) for unit in units]
-    return Composition(
-        tuple(
-            [
-                Reused(keys[a], b, c) if a >= 0 else Computed(b, c)
-                for a, b, c in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-            ]
-        )
-    )
+    keys = units if keys is None else keys
+    triples = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+    return Composition(tuple([Reused(keys[a], b, c) if a >= 0 else Computed(b, c) for a, b, c in triples]))
 
 
-def wire_identity(wire: Mapping[str, Any]) -> bytes:
-    """A digest of all that a composition says, but for the length of the last run."""
+def wire_identity(wire: Mapping[str, Any], variant: Hashable) -> bytes:
+    """A digest of all that a composition says, but for the length of the last run, and of a variant."""
     items = array("q", wire["items"][:-1])
-    return blake2b("".join(wire["units"]).encode() + items.tobytes(), digest_size=32).digest()
+    digest = blake2b(items.tobytes(), digest_size=32)
+    digest.update("".join((*wire["units"], repr(variant))).encode())
+    return digest.digest()
 
 
 def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:

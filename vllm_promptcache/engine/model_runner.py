@@ -110,17 +110,17 @@ class PromptCacheRunner:
                 prefilling.append(index)
         if not (decoding or prefilling):
             return
-        starts = np.concatenate(([0], np.cumsum(num_scheduled_tokens)))
-        tokens = [starts[[index for index, _ in decoding]]]
-        positions = [np.array([position for _, position in decoding], np.int64)]
+        starts = self.query_start_loc.np[: len(num_scheduled_tokens) + 1]  # type: ignore[attr-defined]
+        if decoding:
+            where = self._on_device(starts[[index for index, _ in decoding]])
+            positions = np.array([position for _, position in decoding], np.int64)
+            self.positions[where] = self._on_device(positions)  # type: ignore[attr-defined]
         chunks: dict[int, Chunk] = {}
         for index in prefilling:
             seats = self._seated[batch.req_ids[index]].seats
             chunks[index] = Chunk(int(computed_tokens[index]), int(num_scheduled_tokens[index]), seats)
-            tokens.append(np.arange(starts[index], starts[index + 1]))
-            positions.append(positions_of(chunks[index]))
-        where = self._on_device(np.concatenate(tokens))
-        self.positions[where] = self._on_device(np.concatenate(positions))  # type: ignore[attr-defined]
+            chunk_positions = self._on_device(positions_of(chunks[index]))
+            self.positions[starts[index] : starts[index + 1]] = chunk_positions  # type: ignore[attr-defined]
         if prefilling:
             self._compose_prefills(chunks, num_scheduled_tokens, starts)
 

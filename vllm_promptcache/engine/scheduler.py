@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -17,14 +17,13 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache import compat
-from vllm_promptcache.blocks.checks import check_composition, check_text
+from vllm_promptcache.blocks.checks import check_text
 from vllm_promptcache.blocks.composition import (
     Composition,
     UnitKey,
     compose_encoding,
 )
-from vllm_promptcache.blocks.geometry import UnitGeometry
-from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
+from vllm_promptcache.blocks.seats import Seats, edge_rows_from, take_seats
 from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, texts_from_wire, wire_identity
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
@@ -73,9 +72,8 @@ class PromptCacheScheduling(Base):
             self.check_integrity,
         )
         self._encoding_ids = itertools.count()
-        self._hash_function = None
-        if self.hash_block_size == self.store.block_size:
-            self._hash_function = compat.block_hash_function(vllm_config)
+        caching = vllm_config.cache_config.enable_prefix_caching
+        self._finds_history = bool(caching) and self.hash_block_size == self.store.block_size
         compat.install_engine_utility()
         compat.hash_blocks_later(EXTRA_ARG)
 
@@ -105,25 +103,25 @@ class PromptCacheScheduling(Base):
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
         variant = self._variant(request, int(wire.get("head", 0)))
-        unknown = [d for d in wire["units"] if (d, variant) not in self.store.units]
+        keys = [(digest, variant) for digest in wire["units"]]
+        unknown = [key[0] for key in keys if key not in self.store.units]
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
         for text in given.values():
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
         texts = self.catalog.keyed(unknown, given, variant)
-        composition = composition_from_wire(wire, lambda digest: (digest, variant))
+        composition = composition_from_wire(wire, keys)
         named: dict[UnitKey, StoredUnit] = {}
         try:
             for key in composition.unit_keys:
                 named[key] = self.store.name(key, texts)
             units = {key: unit.geometry for key, unit in named.items()}
-            next_position = check_composition(composition, units, self.max_model_len)
+            seats = take_seats(composition, units, self.store.block_size, self.max_model_len)
             self.store.check_room(named.values(), composition.num_tokens)
             # Positions run out before tokens do: there generation ends, with reason "length".
-            request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
+            request.max_tokens = min(request.max_tokens, self.max_model_len - seats.next_position)
+            hasher = StreamHasher(seats, wire_identity(wire, variant)) if self._finds_history else None
             history = max(int(wire.get("history", 0)), 0)
-            return self._seated(
-                request, composition, units, seed=(*variant, wire_identity(wire)), num_history_tokens=history
-            )
+            return self._seated(request, composition, seats, hasher=hasher, num_history_tokens=history)
         except (LookupError, TypeError, ValueError):
             for key in named:
                 self.store.unname(key)
@@ -140,16 +138,12 @@ class PromptCacheScheduling(Base):
         self,
         request: Request,
         composition: Composition,
-        units: Mapping[UnitKey, UnitGeometry],
+        seats: Seats,
         *,
         encodes: UnitKey | None = None,
-        seed: Hashable = None,
+        hasher: StreamHasher | None = None,
         num_history_tokens: int = 0,
     ) -> ComposedRequest:
-        seats = take_seats(composition, units, self.store.block_size)
-        hasher = None
-        if encodes is None and self._hash_function is not None:
-            hasher = StreamHasher(self._hash_function, seats, seed)
         token_ids = composition.cached_first(request.prompt_token_ids or [])
         compat.reorder_prompt(request, token_ids, hasher)
         return ComposedRequest(
@@ -219,7 +213,8 @@ class PromptCacheScheduling(Base):
         )
         self.store.name(unit.key, {})
         units = {key: self.store.name(key, {}).geometry for key in composition.unit_keys}
-        self._admit(request, self._seated(request, composition, units, encodes=unit.key))
+        seats = take_seats(composition, units, self.store.block_size, self.max_model_len + 1)
+        self._admit(request, self._seated(request, composition, seats, encodes=unit.key))
         return request
 
     # -- steps -----------------------------------------------------------------------------------

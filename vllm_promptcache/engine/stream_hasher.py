@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from array import array
 from hashlib import blake2b
-from typing import Any
 
-from vllm.v1.core.kv_cache_utils import BlockHash, hash_block_tokens
+from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.seats import Seats
+
+HASH_SIZE = 32
 
 
 class StreamHasher:
@@ -18,14 +19,13 @@ class StreamHasher:
     The chain's ``seed`` is everything the stream's states rest on besides its new tokens: units and
     ranges reused, positions, and the variant (adapter and tenant) that all of its units have. Without the
     length of the last run, so that a longer conversation over the same modules continues the same chain.
-    A chain that begins with a seed never equals a plain request's. Stands in for
-    ``Request._block_hasher``.
+    The hashes are cryptographic whatever the prefix cache's are, and never equal a plain request's.
+    Stands in for ``Request._block_hasher``.
     """
 
-    def __init__(self, hash_function: Callable[[Any], bytes], seats: Seats, seed: Hashable):
-        self._seed = ("prompt_cache", seed)
-        self._hash_function = hash_function
+    def __init__(self, seats: Seats, seed: bytes):
         self._seats = seats
+        self._seed = seed
         self._first_new_offset = int(seats.offsets[0])
 
     def __call__(self, request: Request) -> list[BlockHash]:
@@ -35,22 +35,20 @@ class StreamHasher:
         new: list[BlockHash] = [BlockHash(b"")] * max(shared - len(hashes), 0)
         start = len(hashes) + len(new) - shared
         end = request.num_tokens // size - shared
-        if start >= end:
-            return new
-        parent = hashes[-1] if start else BlockHash(self._hash_function(self._seed))
+        parent = hashes[-1] if start > 0 else self._seed
         for block in range(start, end):
-            if (block + 1) * size <= self._first_new_offset:  # edge rows only: the seed says which
-                parent = BlockHash(blake2b(parent, digest_size=32).digest())
-            else:
-                parent = hash_block_tokens(self._hash_function, parent, self._new_tokens_in(block, request))
+            text = parent + self._new_tokens_in(block, request)
+            parent = BlockHash(blake2b(text, digest_size=HASH_SIZE).digest())
             new.append(parent)
         return new
 
-    def _new_tokens_in(self, block: int, request: Request) -> list[int]:
+    def _new_tokens_in(self, block: int, request: Request) -> bytes:
         seats = self._seats
+        if (block + 1) * seats.block_size <= self._first_new_offset:
+            return b""  # edge rows only: the seed says which
         low, high = (new_tokens_before(seats, (block + i) * seats.block_size) for i in (0, 1))
         first = seats.num_cached_tokens
-        return request.all_token_ids[first + low : first + high]
+        return array("q", request.all_token_ids[first + low : first + high]).tobytes()
 
 
 def new_tokens_before(seats: Seats, offset: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,9 @@ class ComposedPrompt:
     max_new_tokens: int
     num_history_tokens: int = 0
 
-    @property
+    @cached_property
     def token_ids(self) -> list[int]:
-        """All tokens in position order."""
+        """All tokens in position order; not to be changed."""
         return prompt_token_ids(self.plan)
 
     def to_wire(self) -> dict[str, Any]:
