@@ -49,6 +49,14 @@ def make_engine(settings: Settings, *, composed: bool, **changes: Any) -> Any:
     return PlainLLM(settings.model, **arguments)
 
 
+def one_layer_of(settings: Settings) -> dict[str, Any]:
+    """Changes for `make_engine`: one layer of the model, of random weights."""
+    overrides: dict[str, Any] = {"num_hidden_layers": 1}
+    if settings.overrides_model_len:
+        overrides["max_position_embeddings"] = settings.max_model_len
+    return {"load_format": "dummy", "hf_overrides": overrides}
+
+
 def core_of(llm: Any) -> Any:
     """The engine core: ``scheduler``, ``model_executor``."""
     return llm.llm_engine.engine_core.engine_core

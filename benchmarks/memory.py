@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 from xml.sax.saxutils import escape
 
-from benchmarks.engine import core_of, in_own_process, make_engine
+from benchmarks.engine import core_of, in_own_process, make_engine, one_layer_of
 from benchmarks.modules import Module, make_module
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table
@@ -117,10 +117,8 @@ def measure(settings: Settings, case: Case, way: str, count: int, num_blocks: in
 
     changes: dict[str, Any] = {"enable_prefix_caching": way != "plain", "max_num_seqs": max(count, 16) + 28}
     changes["kv_cache_memory_bytes"] = _kv_bytes(settings, case, count)
-    # Blocks are counted, which no weight and no layer changes: one layer, of random weights, is quick.
-    changes |= {"load_format": "dummy", "hf_overrides": {"num_hidden_layers": 1}}
-    if settings.overrides_model_len:
-        changes["hf_overrides"]["max_position_embeddings"] = settings.max_model_len
+    # Blocks are counted, which no weight and no layer changes.
+    changes |= one_layer_of(settings)
     if num_blocks is not None:
         changes["num_gpu_blocks_override"] = num_blocks + 1
     llm = make_engine(settings, composed=way == "composed", **changes)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engine import core_of, in_own_process, make_engine, runner_of
+from benchmarks.engine import core_of, in_own_process, make_engine, one_layer_of, runner_of
 from benchmarks.modules import make_schema
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table
@@ -49,6 +49,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--cached", default="1000,2000,4000,8000", help="(default: %(default)s)")
     parser.add_argument("--modules", default="1,8,32", help="(default: %(default)s)")
     parser.add_argument("--requests", type=int, default=60, help="of each point (default: %(default)s)")
+    parser.add_argument(
+        "--one-layer",
+        action="store_true",
+        help="a model of one layer: between requests the processor's caches are not the model's, as in a "
+        "server, where scheduler and front end have a core of their own",
+    )
 
 
 def run(run: Run, args: argparse.Namespace) -> None:
@@ -61,7 +67,9 @@ def run(run: Run, args: argparse.Namespace) -> None:
     wanted = [point for point in points if run.wants(_key(*point))]
     if not wanted:
         return
-    for point, cell in zip(wanted, in_own_process(measure, settings, wanted, count), strict=True):
+    run.result["one_layer"] = args.one_layer
+    cells = in_own_process(measure, settings, wanted, count, args.one_layer)
+    for point, cell in zip(wanted, cells, strict=True):
         run.add(_key(*point), cell)
     run.result["stages"] = {**STAGES, **COMPARED, **ONCE}
 
@@ -70,9 +78,11 @@ def _key(cached: int, modules: int) -> str:
     return f"{cached}:{modules}"
 
 
-def measure(settings: Settings, points: list[tuple[int, int]], count: int) -> list[Cell]:
+def measure(
+    settings: Settings, points: list[tuple[int, int]], count: int, one_layer: bool = False
+) -> list[Cell]:
     """Runs in a process of its own, whose classes it changes."""
-    llm = make_engine(settings, composed=True)
+    llm = make_engine(settings, composed=True, **(one_layer_of(settings) if one_layer else {}))
     source = TextSource(read_corpus(settings.data), llm.get_tokenizer(), settings.seed)
     stopwatch = Stopwatch()
     scheduler = core_of(llm).scheduler
@@ -221,6 +231,8 @@ def tables(result: Result) -> list[Table]:
         "engine stages are the own time of the methods of the plugin's that vLLM calls, without vLLM's that "
         "they call in turn."
     )
+    if result.get("one_layer"):
+        note += " The model has one layer, of random weights, so that it leaves the processor's caches alone."
     made = [Table("Host work of a warm request: cached tokens in modules", columns, tuple(rows), note)]
     for cell in cells:
         if "profile_us" in cell:

@@ -53,6 +53,8 @@ class StreamHasher:
 
 def new_tokens_before(seats: Seats, offset: int) -> int:
     """How many new tokens stand before a stream offset; generated ones follow the prompt's."""
+    if offset <= seats.offsets[0]:
+        return 0
     last = int(seats.offsets[-1])
     if offset > last:
         return len(seats.offsets) + offset - last - 1
