@@ -19,6 +19,7 @@ from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.link import run_sync
 from vllm_promptcache.registry.loading import wait_until_encoded
 from vllm_promptcache.registry.options import PromptOptions
+from vllm_promptcache.repair import Repair
 from vllm_promptcache.server.admission import engine_input
 from vllm_promptcache.server.conversation import read_turns
 from vllm_promptcache.server.reports import RESPONSE_FIELD, take_report
@@ -88,14 +89,17 @@ class LLM(vllm.LLM):
         *,
         prompt: str | Sequence[int] = "",
         reuse: bool = True,
+        repair: str | Repair | None = None,
         use_tqdm: bool = False,
         lora_request: Any = None,
     ) -> list[RequestOutput]:
         """Generate after one or several prompts in PML; ``prompt`` follows each as new text.
 
-        With ``reuse=False`` the same tokens are computed at the same positions with full attention.
+        ``repair`` names what is computed anew of what the prompts include, if not what the settings say;
+        with ``reuse=False``, as with ``"full"``, the same tokens are computed at the same positions with
+        full attention.
         """
-        options, tenant = PromptOptions(reuse=reuse), lora_request is not None
+        options, tenant = PromptOptions.of(reuse=reuse, repair=repair), lora_request is not None
         composed = [self._compose_text(one, prompt, options, tenant) for one in _as_list(pml)]
         return self._run_composed(composed, sampling_params, use_tqdm, lora_request)
 
@@ -110,14 +114,15 @@ class LLM(vllm.LLM):
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         reuse: bool = True,
+        repair: str | Repair | None = None,
         use_tqdm: bool = False,
         lora_request: Any = None,
     ) -> list[RequestOutput]:
-        """Generate the next message of a chat that begins with a prompt in PML."""
+        """Generate the next message of a chat that begins with a prompt in PML; see `generate_pml`."""
         composed = self._compose_chat(
             pml,
             messages,
-            PromptOptions(reuse=reuse),
+            PromptOptions.of(reuse=reuse, repair=repair),
             tenant=lora_request is not None,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
@@ -133,9 +138,10 @@ class LLM(vllm.LLM):
         *,
         prompt: str | Sequence[int] = "",
         reuse: bool = True,
+        repair: str | Repair | None = None,
     ) -> dict[str, Any]:
         """The plan, as JSON, of what `generate_pml` or, with ``messages``, `chat_pml` would run."""
-        options = PromptOptions(reuse=reuse)
+        options = PromptOptions.of(reuse=reuse, repair=repair)
         if messages is None:
             composed = self._compose_text(pml, prompt, options, tenant=False)
         else:

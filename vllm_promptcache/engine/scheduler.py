@@ -25,14 +25,15 @@ from vllm_promptcache.blocks.composition import (
     UnitKey,
     compose_encoding,
 )
+from vllm_promptcache.blocks.heads import take_from_heads
 from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
-from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, texts_from_wire
+from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, ranges_from_wire, texts_from_wire
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
-from vllm_promptcache.engine.module_store import Residency, StoredUnit, Variant
+from vllm_promptcache.engine.module_store import Residency, StoredUnit, Variant, head_key, is_head
 from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
@@ -72,6 +73,7 @@ class PromptCacheScheduling(Base):
             Variant(),
             self.start_encoding,
             self.check_integrity,
+            config.repair.link_tokens,
         )
         self._encoding_ids = itertools.count()
         self._hash_function = None
@@ -104,7 +106,8 @@ class PromptCacheScheduling(Base):
             raise TypeError(f"a composition is a mapping, not {type(wire).__name__}")
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
-        variant = self._variant(request, int(wire.get("head", 0)))
+        variant = self._variant(request)
+        repaired = ranges_from_wire(wire.get("repaired", ()))
         unknown = [d for d in wire["units"] if (d, variant) not in self.store.units]
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
         for text in given.values():
@@ -117,6 +120,13 @@ class PromptCacheScheduling(Base):
         )
         composition = Composition(items)
         named: list[UnitKey] = []
+
+        def named_head(key: UnitKey, end: int) -> UnitKey:
+            head = head_key(key, end)
+            if head not in named:
+                named.append(self.store.name_head(key, end))
+            return head
+
         try:
             for key in composition.unit_keys:
                 self.store.name(key, texts)
@@ -128,21 +138,25 @@ class PromptCacheScheduling(Base):
                 {key: unit.geometry for key, unit in stored.items()},
                 self.max_model_len,
             )
+            if repaired:
+                composition = take_from_heads(
+                    composition, {key: unit.geometry for key, unit in stored.items()}, named_head
+                )
             self.store.check_room(composition)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
-            return self._seated(request, composition, None, max(int(wire.get("history", 0)), 0))
+            composed = self._seated(request, composition, None, max(int(wire.get("history", 0)), 0))
+            composed.repaired_ranges = repaired
+            return composed
         except (LookupError, TypeError, ValueError):
             for key in named:
                 self.store.unname(key)
             raise
 
-    def _variant(self, request: Request, head_tokens: int = 0) -> Variant:
+    def _variant(self, request: Request) -> Variant:
         """The variant of units that a request uses."""
-        if not 0 <= head_tokens <= self.max_model_len:
-            raise ValueError(f"{head_tokens} tokens cannot be computed anew")
         adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
-        return Variant(adapter, request.cache_salt, head_tokens)
+        return Variant(adapter, request.cache_salt)
 
     def _seated(
         self,
@@ -163,7 +177,7 @@ class PromptCacheScheduling(Base):
             composition,
             seats,
             encodes,
-            num_encoded_units=len(self.store.missing(composition)),
+            num_encoded_units=sum(not is_head(key) for key in self.store.missing(composition)),
             num_history_tokens=min(num_history_tokens, len(seats.offsets) - 1),
         )
 

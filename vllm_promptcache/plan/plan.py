@@ -28,6 +28,12 @@ class CachedSegment:
         """How many tokens the segment reuses."""
         return self.end - self.start
 
+    def renew(self, end: int, repair: str) -> NewSegment:
+        """The tokens from the start up to ``end``, new: ``repair`` names why."""
+        tokens = slice(self.start, end)
+        ids, positions = self.unit.token_ids[tokens], self.unit.position_ids[tokens]
+        return NewSegment(ids, positions, f"{repair}:{self.unit.id}", is_repair=True)
+
 
 @dataclass(frozen=True)
 class NewSegment:
@@ -35,11 +41,13 @@ class NewSegment:
 
     ``token_ids`` and ``position_ids`` are int64 arrays of shape ``(tokens,)``; positions increase by
     one from token to token. ``source`` says where the text comes from, as ``prompt:LINE``.
+    ``is_repair`` is true for tokens that a unit holds and that a repair has computed anew.
     """
 
     token_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
     source: str
+    is_repair: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -73,6 +81,23 @@ class Plan:
     def num_new_tokens(self) -> int:
         """Tokens computed for this request; at least one."""
         return sum(s.num_tokens for s in self.segments if isinstance(s, NewSegment))
+
+    @cached_property
+    def repaired_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Half-open ranges of repaired tokens, counted among the new ones in position order."""
+        ranges: list[tuple[int, int]] = []
+        end = 0
+        for segment in self.segments:
+            if isinstance(segment, NewSegment):
+                start, end = end, end + segment.num_tokens
+                if segment.is_repair:
+                    ranges.append((start, end))
+        return tuple(ranges)
+
+    @property
+    def num_repaired_tokens(self) -> int:
+        """New tokens that units hold, and that a repair has computed anew."""
+        return sum(end - start for start, end in self.repaired_ranges)
 
     @cached_property
     def next_position(self) -> int:
