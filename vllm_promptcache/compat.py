@@ -65,6 +65,11 @@ def wrap_once(owner: Any, name: str, make: Callable[[Any], Any], *parameters: st
     setattr(owner, name, wrapped)
 
 
+def carries(params: Any, key: str) -> bool:
+    """Whether a request's sampling parameters, None for another kind of request, have ``extra_args[key]``."""
+    return params is not None and (params.extra_args or {}).get(key) is not None
+
+
 # -- engine arguments --------------------------------------------------------------------------------
 # Target: EngineArgs.add_cli_args, from_cli_args, create_engine_config. Why: vLLM has no hook for a
 # plugin's own flags, and from_cli_args copies only the dataclass's fields. Unnecessary once general
@@ -183,11 +188,33 @@ def block_hash_function(vllm_config: Any) -> Callable[[Any], bytes] | None:
 
 def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> None:
     """Put a request's prompt in the order of its block table, its blocks hashed by ``block_hasher``."""
-    request.prompt_token_ids = token_ids
-    request._all_token_ids[: request.num_prompt_tokens] = token_ids
+    if token_ids is not request.prompt_token_ids:
+        request.prompt_token_ids = token_ids
+        request._all_token_ids[: request.num_prompt_tokens] = token_ids
     request.block_hashes = []
     request._block_hasher = block_hasher
     request.update_block_hashes()
+
+
+def hash_blocks_later(key: str) -> None:
+    """Construct requests with ``extra_args[key]`` without block hashes; ``update_block_hashes`` makes them.
+
+    Target: Request.from_engine_core_request. Why: it hashes a prompt's blocks at once, and `reorder_prompt`
+    throws these hashes away. Unnecessary once a scheduler chooses the hasher (patches/: block-hasher).
+    """
+    from vllm.v1.request import Request
+
+    def make(original: Any) -> Any:
+        def from_engine_core_request(cls: Any, request: Any, block_hasher: Any) -> Any:
+            if not carries(request.sampling_params, key):
+                return original(cls, request, block_hasher)
+            made = original(cls, request, None)
+            made._block_hasher = block_hasher
+            return made
+
+        return from_engine_core_request
+
+    wrap_once(Request, "from_engine_core_request", make, "cls", "request", "block_hasher")
 
 
 def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from vllm_promptcache.compat import wrap_once
+from vllm_promptcache.compat import carries, wrap_once
 
 
 def is_api_server() -> bool:
@@ -82,6 +84,44 @@ def keep_reports_until_finished(key: str) -> None:
 
     names = ("new_token_ids", "pooling_output", "finish_reason", "stop_reason", "kv_transfer_params")
     wrap_once(RequestState, "make_request_output", make, *names)
+
+
+def prime_detokenizers_with_ends(key: str, num_tokens: int = 32) -> None:
+    """Prime the detokenizers of requests with ``extra_args[key]`` with the last tokens of their prompts.
+
+    Target: FastIncrementalDetokenizer.__init__. Why: when the first new token is there, its stream
+    decodes the whole prompt on that token's way to the client, though only the prompt's end has a say in how
+    a token is shown (patches/: priming-tokens).
+    """
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    def make(original: Any) -> Any:
+        def __init__(self: Any, tokenizer: Any, request: Any) -> None:
+            if carries(request.sampling_params, key) and request.prompt_token_ids:
+                skips = request.sampling_params.skip_special_tokens
+                decode = functools.partial(tokenizer._tokenizer.decode, skip_special_tokens=skips)
+                request = copy.copy(request)
+                request.prompt_token_ids = end_of_prompt(request.prompt_token_ids, decode, num_tokens)
+            original(self, tokenizer, request)
+
+        return __init__
+
+    wrap_once(FastIncrementalDetokenizer, "__init__", make, "tokenizer", "request")
+
+
+def end_of_prompt(token_ids: list[int], decode: Callable[[list[int]], str], num_tokens: int) -> list[int]:
+    """The last ``num_tokens`` tokens, or more if it takes more to show text that ends in a whole character.
+
+    Primed with less, a stream would take the next token for the first of a text, or send what it was primed
+    with along with the rest of the character.
+    """
+    while num_tokens < len(token_ids):
+        end = token_ids[-num_tokens:]
+        text = decode(end)
+        if text and not text.endswith("\ufffd"):
+            return end
+        num_tokens *= 2
+    return token_ids
 
 
 def extend_api_server(

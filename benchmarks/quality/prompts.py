@@ -10,12 +10,14 @@ from xml.sax.saxutils import escape
 from benchmarks.quality.questions import Passage, Question
 from benchmarks.quality.ways import ENCODINGS, Way
 from vllm_promptcache.blocks.wire import EXTRA_ARG, plan_to_wire, prompt_token_ids
+from vllm_promptcache.errors import IssueList
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.build import build_plan, previous_roles
+from vllm_promptcache.plan.build import build_resolved
 from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.plan.repaired import repaired
+from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.parser import parse_document
 
 INSTRUCTION = (
@@ -104,9 +106,11 @@ class PromptMaker:
         layout = self._layout(question.passages, *ENCODINGS[encoding])
         prompt = parse_document(prompt_pml(question)).prompt
         assert prompt is not None
-        roles = previous_roles(layout, prompt)
-        text = self.encoder.template.continuation((), add_generation_prompt=True, previous_roles=roles)
-        return build_plan(layout, prompt, [(self.encoder.encode(text), "messages")])
+        resolution = resolve_prompt(layout, prompt, IssueList())
+        text = self.encoder.template.continuation(
+            (), add_generation_prompt=True, previous_roles=resolution.roles
+        )
+        return build_resolved(layout, resolution, [(self.encoder.encode(text), "messages")])
 
     def answer_token_ids(self, question: Question) -> list[int]:
         """The gold answer as the model would write it at the start of its message."""

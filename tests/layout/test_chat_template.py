@@ -195,6 +195,34 @@ def test_a_template_that_moves_the_system_message_past_other_messages_is_refused
         chat.continuation(messages("user U", "assistant A", "user V"), previous_roles=["system"])
 
 
+class Dated:
+    """A tokenizer whose template writes the date before everything else; counts conversations."""
+
+    def __init__(self) -> None:
+        self.date = "1 May"
+        self.num_rendered = 0
+        self._tokenizer = byte_tokenizer(chat_template="{{ date }}\n" + CHATML)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> str:
+        self.num_rendered += 1
+        return str(self._tokenizer.apply_chat_template(conversation, date=self.date, **options))
+
+
+def test_a_conversation_with_a_known_beginning_is_rendered_once() -> None:
+    tokenizer = Dated()
+    chat = ChatTemplate(tokenizer)
+    for date, num_rendered in (("1 May", 1), ("2 May", 2), ("2 May", 1)):
+        chat.continuation(messages("user T"), previous_roles=["system"])
+        tokenizer.date, tokenizer.num_rendered = date, 0
+        for user in ("U", "V"):
+            said = chat.continuation(messages(f"user {user}"), previous_roles=["system"])
+            assert said == f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.num_rendered == num_rendered + 1
+
+
 TOOLS = [{"name": "f"}]
 
 

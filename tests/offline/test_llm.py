@@ -88,6 +88,7 @@ def test_outputs_are_those_of_the_reference(
     (output,) = llm.generate_pml(PROMPT, params(), prompt=" And", **options)
     tokens, _ = greedy(load_reference_model(tiny_model), repaired_by_definition(plain, repair), 6)
     assert output.outputs[0].token_ids == tokens
+    assert output.outputs[0].text == llm.get_tokenizer().decode(tokens)
     report = output.prompt_cache  # type: ignore[attr-defined]
     assert report["tokens_reused"] == explained["num_cached_tokens"]
     assert report["tokens_repaired"] == plain["num_cached_tokens"] - explained["num_cached_tokens"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
+from vllm_promptcache.blocks.composition import Composition, Computed, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry
 
 
@@ -48,7 +48,7 @@ def check_composition(
         if isinstance(item, Computed):
             first, num_tokens = item.first_position, item.num_tokens
         else:
-            _check_range(item, units[item.unit])
+            units[item.unit].stored_range(item.start, item.end)
             first, num_tokens = int(texts[item.unit].position_ids[item.start]), item.end - item.start
         if num_tokens < 1 or first < position:
             raise ValueError(f"{item} cannot begin at position {first}: {position} comes next")
@@ -58,13 +58,3 @@ def check_composition(
     if position >= num_positions:
         raise ValueError(f"the prompt ends at position {position}; the model has {num_positions} positions")
     return position
-
-
-def _check_range(item: Reused, unit: UnitGeometry) -> None:
-    if 0 <= item.start < item.end <= len(unit.slots):
-        piece = unit.piece_of(item.start)
-        if piece < len(unit.piece_starts):
-            start, end = int(unit.piece_starts[piece]), int(unit.piece_ends[piece])
-            if start <= item.start and item.end <= end:
-                return
-    raise ValueError(f"tokens [{item.start}, {item.end}) are not within one piece of {item.unit!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import dropwhile, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,7 @@ from vllm_promptcache.blocks.geometry import find_pieces
 UnitKey = Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Reused:
+class Reused(NamedTuple):
     """The half-open token range ``[start, end)`` of a unit: kept, and within one piece."""
 
     unit: UnitKey
@@ -24,8 +24,7 @@ class Reused:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """A run of ``num_tokens`` new tokens at consecutive positions from ``first_position``."""
 
     first_position: int
@@ -56,8 +55,16 @@ class Composition:
     def cached_first(self, token_ids: list[int]) -> list[int]:
         """Reorder a prompt's token IDs from position order to cached tokens first, then new ones.
 
-        That is the order in which vLLM counts them: the computed tokens of a request are a prefix.
+        That is the order in which vLLM counts them: the computed tokens of a request are a prefix. A
+        prompt whose new tokens all stand at its end is in that order, and returned as it is.
         """
+        if self.num_tokens != len(token_ids):
+            raise ValueError(
+                f"a composition of {self.num_tokens} tokens does not fit a prompt of {len(token_ids)}"
+            )
+        after_new = dropwhile(lambda item: isinstance(item, Reused), self.items)
+        if not any(isinstance(item, Reused) for item in after_new):
+            return token_ids
         cached: list[int] = []
         new: list[int] = []
         at = 0
@@ -69,8 +76,6 @@ class Composition:
                 end = at + item.num_tokens
                 new += token_ids[at:end]
             at = end
-        if at != len(token_ids):
-            raise ValueError(f"a composition of {at} tokens does not fit a prompt of {len(token_ids)}")
         return cached + new
 
 

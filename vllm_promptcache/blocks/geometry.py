@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Prompts ask for few different ranges of a unit; the rest would be somebody trying them all.
+MAX_KNOWN_RANGES = 256
+
+
+class StoredRange(NamedTuple):
+    """How a range of a unit's tokens is stored: whole ``blocks``, and edge ``rows`` around them.
+
+    Half-open ranges of the unit's own blocks, or None, and of its edge rows.
+    """
+
+    blocks: tuple[int, int] | None
+    rows: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +47,42 @@ class UnitGeometry:
     rows: NDArray[np.int64]
     num_blocks: int
     num_rows: int
+    _ranges: dict[tuple[int, int], StoredRange] = field(default_factory=dict, repr=False)
+
+    def stored_range(self, start: int, end: int) -> StoredRange:
+        """How the tokens ``[start, end)`` are stored; worked out once, as prompts ask for the same.
+
+        Raises:
+            ValueError: the range is not part of one piece, or needs an edge row that is not kept.
+        """
+        found = self._ranges.get((start, end))
+        if found is None:
+            found = self._find_range(start, end)
+            if len(self._ranges) >= MAX_KNOWN_RANGES:
+                self._ranges.clear()
+            self._ranges[start, end] = found
+        return found
+
+    def _find_range(self, start: int, end: int) -> StoredRange:
+        piece = self.piece_of(start) if 0 <= start < end <= len(self.slots) else len(self.piece_starts)
+        if (
+            piece == len(self.piece_starts)
+            or not self.piece_starts[piece] <= start < end <= self.piece_ends[piece]
+        ):
+            raise ValueError(f"tokens [{start}, {end}) are not within one piece")
+        base, size = int(self.piece_starts[piece]), self.block_size
+        first, last = -(-(start - base) // size), (end - base) // size
+        if first >= last:
+            return StoredRange(None, (self._rows_of(start, end),))
+        own = int(self.first_blocks[piece])
+        around = ((start, base + first * size), (base + last * size, end))
+        return StoredRange((own + first, own + last), tuple(self._rows_of(*r) for r in around if r[0] < r[1]))
+
+    def _rows_of(self, start: int, end: int) -> tuple[int, int]:
+        first, last = int(self.rows[start]), int(self.rows[end - 1])
+        if first < 0 or last - first != end - 1 - start:
+            raise ValueError(f"tokens [{start}, {end}) are not kept as edge rows")
+        return first, last + 1
 
     def piece_of(self, token: int) -> int:
         """The index of the piece that holds a kept token."""

@@ -20,19 +20,19 @@ from vllm_promptcache.plan.unit import token_after_kept
 
 
 def head_end(unit: UnitGeometry, start: int) -> int | None:
-    """The token index at which a unit's head has to end for a range that begins at a kept token.
+    """The token index at which a unit's head has to end for a range that begins at a token.
 
-    None where the unit itself has all that is needed: the range begins on a block, or in edge rows.
+    None where no head is needed: the range begins on a block of the unit, in its edge rows, or nowhere.
     """
-    base = int(unit.piece_starts[unit.piece_of(start)])
-    offset = (start - base) % unit.block_size
-    return None if offset == 0 or unit.rows[start] >= 0 else start - offset + unit.block_size
+    if not 0 <= start < len(unit.slots) or unit.rows[start] >= 0 or unit.slots[start] < 0:
+        return None
+    offset = int(unit.slots[start]) % unit.block_size
+    return start - offset + unit.block_size if offset else None
 
 
 def head_end_of_link(text: UnitText, unit: UnitGeometry, link_tokens: int) -> int | None:
     """As `head_end`, for what is left behind so many link tokens."""
-    start = token_after_kept(text.kept, link_tokens)
-    return head_end(unit, start) if start < len(text.kept) and text.kept[start] else None
+    return head_end(unit, token_after_kept(text.kept, link_tokens))
 
 
 def head_text(text: UnitText, end: int) -> UnitText:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,7 @@ from vllm_promptcache.blocks.composition import Composition, Reused, UnitKey
 from vllm_promptcache.blocks.geometry import UnitGeometry
 
 
-@dataclass(frozen=True, slots=True)
-class SharedBlocks:
+class SharedBlocks(NamedTuple):
     """The half-open range ``[start, end)`` of a unit's own blocks."""
 
     unit: UnitKey
@@ -29,8 +29,7 @@ class SharedBlocks:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeRows:
+class EdgeRows(NamedTuple):
     """The half-open range ``[start, end)`` of a unit's edge rows, to stand at ``offset`` in the stream."""
 
     unit: UnitKey
@@ -70,7 +69,7 @@ def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], 
     """Seat a composition over units laid out for ``block_size``.
 
     Raises:
-        ValueError: a range needs an edge row that its unit does not keep.
+        ValueError: a range is not part of one piece of its unit, or needs an edge row that is not kept.
     """
     shared: list[SharedBlocks] = []
     edges: list[EdgeRows] = []
@@ -81,17 +80,16 @@ def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], 
     num_shared = num_rows = num_new = 0
     row_end = -1  # the stream offset at which the open row may be continued
     for item in composition.items:
-        stream = num_rows + num_new
         if isinstance(item, Reused):
-            unit = units[item.unit]
-            blocks, rows = _split(item, unit)
+            blocks, rows = units[item.unit].stored_range(item.start, item.end)
             for start, end in rows:
                 edges.append(EdgeRows(item.unit, start, end, num_rows + num_new))
                 num_rows += end - start
             if blocks is not None:
-                shared.append(blocks)
-                num_shared += blocks.end - blocks.start
+                shared.append(SharedBlocks(item.unit, *blocks))
+                num_shared += blocks[1] - blocks[0]
         else:
+            stream = num_rows + num_new
             if stream != row_end or row_shared[-1] != num_shared:
                 row_starts.append(num_new)
                 row_shared.append(num_shared)
@@ -116,33 +114,10 @@ def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], 
 
 def edge_rows_from(seats: Seats, offset: int) -> tuple[EdgeRows, ...]:
     """The edge rows that stand at or after a stream offset; a range across it is cut."""
+    if not offset:
+        return seats.edge_rows
     cut = (
         EdgeRows(e.unit, e.start + max(offset - e.offset, 0), e.end, max(e.offset, offset))
         for e in seats.edge_rows
     )
     return tuple(e for e in cut if e.start < e.end)
-
-
-def _split(item: Reused, unit: UnitGeometry) -> tuple[SharedBlocks | None, list[tuple[int, int]]]:
-    """A reused range as whole blocks, and as ranges of edge rows around them."""
-    size = unit.block_size
-    piece = unit.piece_of(item.start)
-    base = int(unit.piece_starts[piece])
-    first = -(-(item.start - base) // size)
-    last = (item.end - base) // size
-    if first >= last:
-        return None, [_rows(item, unit, item.start, item.end)]
-    own = int(unit.first_blocks[piece])
-    edges = [
-        _rows(item, unit, start, end)
-        for start, end in ((item.start, base + first * size), (base + last * size, item.end))
-        if start < end
-    ]
-    return SharedBlocks(item.unit, own + first, own + last), edges
-
-
-def _rows(item: Reused, unit: UnitGeometry, start: int, end: int) -> tuple[int, int]:
-    first, last = int(unit.rows[start]), int(unit.rows[end - 1])
-    if first < 0 or last - first != end - 1 - start:
-        raise ValueError(f"tokens [{start}, {end}) of {item.unit!r} are not kept as edge rows")
-    return first, last + 1

@@ -7,14 +7,13 @@ told of, ``texts`` by digest. The prompt itself travels in position order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
+from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan, Segment
 from vllm_promptcache.plan.unit import Unit, digest_of
 
 EXTRA_ARG = "prompt_cache"
@@ -27,13 +26,16 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -
     taken from the prefix cache. ``repaired`` are the plan's ranges of repaired tokens, if it has any.
     New segments at consecutive positions become one run.
     """
-    indices = {id(unit): index for index, unit in enumerate(plan.units)}
+    indices = {unit: index for index, unit in enumerate(plan.units)}
     items: list[int] = []
     for segment in plan.segments:
         if isinstance(segment, CachedSegment):
-            cuts = [token for token in segment.unit.breaks if segment.start < token < segment.end]
-            for start, end in pairwise((segment.start, *cuts, segment.end)):
-                items += (indices[id(segment.unit)], start, end)
+            unit, start = segment.unit, segment.start
+            for cut in unit.breaks:
+                if start < cut < segment.end:
+                    items += (indices[unit], start, cut)
+                    start = cut
+            items += (indices[unit], start, segment.end)
         elif items and items[-3] < 0 and items[-2] + items[-1] == segment.position_ids[0]:
             items[-1] += segment.num_tokens
         else:
@@ -50,13 +52,24 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -
 
 def prompt_token_ids(plan: Plan) -> list[int]:
     """All tokens of a plan in position order: the plain, uncached form of the prompt."""
-    token_ids: list[int] = []
-    for segment in plan.segments:
-        if isinstance(segment, NewSegment):
-            token_ids += segment.token_ids.tolist()
-        else:
-            token_ids += segment.unit.token_list[segment.start : segment.end]
+    runs = [_token_ids(segment) for segment in plan.segments]
+    # Made at its full length: growing it takes longer than copying what it holds.
+    token_ids = [0] * sum(map(len, runs))
+    end = 0
+    for run in runs:
+        start, end = end, end + len(run)
+        token_ids[start:end] = run
     return token_ids
+
+
+def _token_ids(segment: Segment) -> list[int]:
+    """A segment's tokens; not to be changed."""
+    if isinstance(segment, NewSegment):
+        return list(segment.token_ids.tolist())
+    token_ids = segment.unit.token_list
+    if segment.num_tokens == len(token_ids):
+        return token_ids
+    return token_ids[segment.start : segment.end]
 
 
 def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
@@ -76,8 +89,10 @@ def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
     return texts
 
 
-def composition_from_wire(wire: Mapping[str, Any]) -> Composition:
-    """The composition a request asks for, its units named by digest.
+def composition_from_wire(
+    wire: Mapping[str, Any], key_of: Callable[[str], UnitKey] = lambda digest: digest
+) -> Composition:
+    """The composition a request asks for, its units named by what ``key_of`` makes of their digests.
 
     Raises:
         LookupError, TypeError, ValueError: the wire is malformed. Its items are not yet checked against
@@ -86,10 +101,13 @@ def composition_from_wire(wire: Mapping[str, Any]) -> Composition:
     units, flat = wire["units"], wire["items"]
     if not all(type(number) is int for number in flat) or not all(type(unit) is str for unit in units):
         raise TypeError("a composition's items are integers, its units digests")
+    keys = [key_of(unit) for unit in units]
     return Composition(
         tuple(
-            Reused(units[a], b, c) if a >= 0 else Computed(b, c)
-            for a, b, c in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+            [
+                Reused(keys[a], b, c) if a >= 0 else Computed(b, c)
+                for a, b, c in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+            ]
         )
     )
 

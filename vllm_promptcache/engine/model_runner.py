@@ -164,9 +164,8 @@ class PromptCacheRunner:
             slots.append(self._slots(index, seats.num_shared_blocks * seats.block_size + offsets))
         if not ranges:
             return
-        keys, values = self._row_store.gather(ranges)
         where = self._on_device(np.concatenate(slots))
-        for layer, key, value in zip(self._cache_layers, keys, values, strict=True):
+        for layer, (key, value) in zip(self._cache_layers, self._row_store.gather(ranges), strict=True):
             layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, where)
 
     def _slots(self, index: int, logical: NDArray[np.int64]) -> NDArray[np.int64]:

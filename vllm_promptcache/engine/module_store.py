@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -19,9 +19,8 @@ from vllm_promptcache.blocks.seats import SharedBlocks
 MAX_KNOWN_UNITS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """What separates states of the same text.
+class Variant(NamedTuple):
+    """What separates states of the same text. Part of every key, so it must be quick to hash.
 
     Attributes:
         adapter: the LoRA adapter's number; 0 for none.
@@ -37,7 +36,7 @@ class Variant:
 def head_key(key: UnitKey, end: int) -> UnitKey:
     """The key of a unit's head that ends at token ``end``."""
     digest, variant = cast(tuple[str, Variant], key)
-    return digest, replace(variant, head_end=end)
+    return digest, variant._replace(head_end=end)
 
 
 def is_head(key: UnitKey) -> bool:
@@ -59,12 +58,14 @@ class StoredUnit:
 
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``names`` whoever wants the unit to stay known: live
-    requests and units in whose context it stands. ``last_use`` is a logical clock.
+    requests and units in whose context it stands. ``last_use`` is a logical clock. Encoding the unit
+    takes ``scratch_blocks`` besides those that it then keeps.
     """
 
     key: UnitKey
     text: UnitText
     geometry: UnitGeometry
+    scratch_blocks: int
     residency: Residency = Residency.ABSENT
     pinned: bool = False
     retired: bool = False
@@ -113,7 +114,9 @@ class ModuleStore:
                 geometry = lay_out_head(text, self.block_size)
             else:
                 geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
-            unit = self.units[key] = StoredUnit(key, text, geometry)
+            edges = sum(self.units[context].geometry.num_rows for context in text.context)
+            scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
+            unit = self.units[key] = StoredUnit(key, text, geometry, scratch_blocks)
         unit.names += 1
         return unit
 
@@ -128,7 +131,8 @@ class ModuleStore:
         unit = self.units[key]
         unit.names -= 1
         assert unit.names >= 0
-        self._forget_if_idle(unit)
+        if not unit.names:
+            self._forget_if_idle(unit)
         if len(self.units) > MAX_KNOWN_UNITS:
             self._forget_oldest_unnamed()
 
@@ -162,10 +166,11 @@ class ModuleStore:
         Raises:
             ValueError: it would wait for ever, and everyone behind it.
         """
-        own = [u for k in composition.unit_keys if not (u := self.units[k]).pinned]
-        kept = sum(u.geometry.num_blocks for u in own)
-        scratch = max((self._scratch_blocks(u) for u in own), default=0)
-        shared = sum(self.units[k].geometry.num_blocks for k in composition.unit_keys)
+        units = [self.units[key] for key in composition.unit_keys]
+        own = [unit for unit in units if not unit.pinned]
+        kept = sum([unit.geometry.num_blocks for unit in own])
+        scratch = max([unit.scratch_blocks for unit in own], default=0)
+        shared = sum([unit.geometry.num_blocks for unit in units])
         private = -(-composition.num_tokens // self.block_size) - shared
         room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
         if kept + max(scratch, private) > room:
@@ -174,17 +179,12 @@ class ModuleStore:
                 f" {room} are there for what is not pinned"
             )
 
-    def _scratch_blocks(self, unit: StoredUnit) -> int:
-        """Blocks that encoding a unit takes besides those that it then keeps."""
-        edges = sum(self.units[c].geometry.num_rows for c in unit.text.context)
-        return -(-(edges + len(unit.text.token_ids)) // self.block_size)
-
     # -- residency -------------------------------------------------------------------------------
 
     def missing(self, composition: Composition) -> list[UnitKey]:
         """The units of a composition that are not resident."""
-        units = self.units
-        return [k for k in composition.unit_keys if units[k].residency is not Residency.RESIDENT]
+        units, resident = self.units, Residency.RESIDENT
+        return [key for key in composition.unit_keys if units[key].residency is not resident]
 
     def begin_encoding(self, key: UnitKey) -> None:
         """Note that a request that encodes the unit is queued."""
@@ -231,7 +231,8 @@ class ModuleStore:
             unit = self.units[key]
             unit.users -= 1
             assert unit.users >= 0
-            self._forget_if_idle(unit)
+            if not unit.users and not unit.names:
+                self._forget_if_idle(unit)
 
     # -- reclaiming ------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -45,10 +45,12 @@ class RowStore:
         pair[0][layer, rows] = key
         pair[1][layer, rows] = value
 
-    def gather(self, ranges: Sequence[EdgeRows]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of several ranges, one after the other: ``(layers, rows, KV heads, head size)`` each."""
+    def gather(self, ranges: Sequence[EdgeRows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each layer's key and value rows of several ranges, one after the other: ``(rows, KV heads, head
+        size)``. Layer by layer: what is gathered is used while it is in the processor's cache."""
         pairs = [(self._rows[r.unit], r) for r in ranges]
-        keys = [pair[0][:, r.start : r.end] for pair, r in pairs if pair is not None]
-        values = [pair[1][:, r.start : r.end] for pair, r in pairs if pair is not None]
+        keys = [pair[0][:, r.start : r.end].unbind() for pair, r in pairs if pair is not None]
+        values = [pair[1][:, r.start : r.end].unbind() for pair, r in pairs if pair is not None]
         assert len(keys) == len(ranges), "a unit's rows are asked for before they are computed"
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        for layer_keys, layer_values in zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True):
+            yield torch.cat(layer_keys), torch.cat(layer_values)

@@ -20,8 +20,6 @@ from vllm_promptcache import compat
 from vllm_promptcache.blocks.checks import check_composition, check_text
 from vllm_promptcache.blocks.composition import (
     Composition,
-    Computed,
-    Reused,
     UnitKey,
     compose_encoding,
 )
@@ -80,6 +78,7 @@ class PromptCacheScheduling(Base):
         if self.hash_block_size == self.store.block_size:
             self._hash_function = compat.block_hash_function(vllm_config)
         compat.install_engine_utility()
+        compat.hash_blocks_later(EXTRA_ARG)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -94,6 +93,7 @@ class PromptCacheScheduling(Base):
             composed = self._compose(request, wire)
         except (LookupError, TypeError, ValueError):
             logger.exception("Request %s cannot be composed", request.request_id)
+            request.update_block_hashes()
             super().add_request(request)
             self.grammar_compile_error_reqs.add(request.request_id)
             return
@@ -113,12 +113,7 @@ class PromptCacheScheduling(Base):
         for text in given.values():
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
         texts = self.catalog.keyed(unknown, given, variant)
-        composition = composition_from_wire(wire)
-        items = tuple(
-            i if isinstance(i, Computed) else Reused((i.unit, variant), i.start, i.end)
-            for i in composition.items
-        )
-        composition = Composition(items)
+        composition = composition_from_wire(wire, lambda digest: (digest, variant))
         named: list[UnitKey] = []
 
         def named_head(key: UnitKey, end: int) -> UnitKey:
@@ -131,6 +126,9 @@ class PromptCacheScheduling(Base):
             for key in composition.unit_keys:
                 self.store.name(key, texts)
                 named.append(key)
+            if repaired:
+                geometries = {key: self.store.units[key].geometry for key in composition.unit_keys}
+                composition = take_from_heads(composition, geometries, named_head)
             stored = {key: self.store.units[key] for key in composition.unit_keys}
             next_position = check_composition(
                 composition,
@@ -138,10 +136,6 @@ class PromptCacheScheduling(Base):
                 {key: unit.geometry for key, unit in stored.items()},
                 self.max_model_len,
             )
-            if repaired:
-                composition = take_from_heads(
-                    composition, {key: unit.geometry for key, unit in stored.items()}, named_head
-                )
             self.store.check_room(composition)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
@@ -170,7 +164,7 @@ class PromptCacheScheduling(Base):
         hasher = None
         if encodes is None and self._hash_function is not None:
             hasher = StreamHasher(self._hash_function, composition, seats, self._variant(request))
-        token_ids = composition.cached_first(list(request.prompt_token_ids or ()))
+        token_ids = composition.cached_first(request.prompt_token_ids or [])
         compat.reorder_prompt(request, token_ids, hasher)
         return ComposedRequest(
             request,

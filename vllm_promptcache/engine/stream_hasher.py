@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, cast
+from typing import Any
 
 from vllm.v1.core.kv_cache_utils import BlockHash, hash_block_tokens
 from vllm.v1.request import Request
@@ -32,9 +32,7 @@ class StreamHasher:
         *items, last = composition.items
         assert isinstance(last, Computed)
         described = tuple(
-            (i.first_position, i.num_tokens)
-            if isinstance(i, Computed)
-            else (cast(tuple[str, Hashable], i.unit)[0], i.start, i.end)
+            (i.first_position, i.num_tokens) if isinstance(i, Computed) else (i.unit[0], i.start, i.end)  # type: ignore[index]  # a digest and a variant
             for i in items
         )
         self._seed = ("prompt_cache", repr(variant), described, last.first_position)

@@ -112,9 +112,9 @@ class _Builder:
         return module
 
 
-def _unit_places(units: Sequence[Unit]) -> dict[str, tuple[int, ...]]:
-    place = {unit.id: index for index, unit in enumerate(units)}
-    return {unit.id: tuple([place[needed.id] for needed in (*unit.context, unit)]) for unit in units}
+def _unit_places(units: Sequence[Unit]) -> dict[Unit, tuple[int, ...]]:
+    place = {unit: index for index, unit in enumerate(units)}
+    return {unit: tuple([place[needed] for needed in (*unit.context, unit)]) for unit in units}
 
 
 def _pieces(draft: ModuleDraft, unit: Unit | None) -> tuple[Piece, ...]:

@@ -22,6 +22,8 @@ from vllm_promptcache.layout.template_renderer import (
 
 _USUAL_NEXT = {"system": "user", "user": "assistant", "assistant": "user"}
 _USUAL_PREVIOUS = {"user": "assistant", "assistant": "user"}
+# Beginnings of conversations that are remembered: clients choose the roles, and templates may write the date.
+_MAX_HEADS = 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: TemplatedTokenizer, chat_template: str | None = None) -> None:
         self._renderer = TemplateRenderer(tokenizer, chat_template)
         self._words: dict[tuple[str, str | None], RoleWords] = {}
+        self._afters: dict[str, str] = {}
+        self._heads: set[tuple[str, ...]] = set()
 
     @cached_property
     def writes_bos(self) -> bool:
@@ -94,6 +98,11 @@ class ChatTemplate:
     # Words
 
     def _after(self, role: str) -> str:
+        if role not in self._afters:
+            self._afters[role] = self._find_after(role)
+        return self._afters[role]
+
+    def _find_after(self, role: str) -> str:
         last = self._renderer.after_last(role)
         between = self._renderer.between(role, _USUAL_NEXT.get(role, "user"))
         if last is None and between is None:
@@ -159,12 +168,25 @@ class ChatTemplate:
 
     def _is_head(self, head: str, roles: Sequence[str], options: Mapping[str, Any]) -> bool:
         """Whether `head` holds no more than these roles: some templates move the system message down."""
+        # Without variables of its own, a conversation begins in one of a few ways: found right once.
+        is_usual = options.keys() == {"add_generation_prompt"}
+        if is_usual and (head, *roles) in self._heads:
+            return True
         for end in (["user"], ["assistant"], []):
             texts = self._renderer.around_contents([*roles, *end], options)
             if texts is not None:
                 alone = [text for i in range(len(roles)) for text in (texts[i], mark(i))]
-                return head == "".join(alone[:-1])
+                if head != "".join(alone[:-1]):
+                    return False
+                if is_usual:
+                    self._remember_head(head, roles)
+                return True
         return True
+
+    def _remember_head(self, head: str, roles: Sequence[str]) -> None:
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        self._heads.add((head, *roles))
 
     def _after_last(self, previous_roles: Sequence[str]) -> str:
         return self._after(previous_roles[-1]) if previous_roles else ""

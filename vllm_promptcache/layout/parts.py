@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     segment: Segment
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ParameterLayout:
     """Room for up to `num_positions` tokens from position `start` on. `default` is ready to use."""
 
@@ -29,7 +29,7 @@ class ParameterLayout:
     default: Piece | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class UnionLayout:
     """A union's span `[start, end)`; `index` tells a schema's unions apart."""
 
@@ -41,7 +41,7 @@ class UnionLayout:
     scaffold: str | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ModuleLayout:
     """A module (or, with index 0, the schema itself) and its place.
 
@@ -80,7 +80,7 @@ class ScaffoldPiece(NamedTuple):
     segment: CachedSegment
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ScaffoldLayout:
     """Modules encoded together. Masks have a bit set for each module's index.
 

@@ -18,7 +18,7 @@ class SchemaLayout:
 
     `num_positions` is its length. `modules` lists the schema itself and all modules in document order;
     an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
-    its context; `unit_places` gives for a unit's id the places in `units` of its context and itself.
+    its context; `unit_places` gives for each the places in `units` of its context and itself.
     `scaffolds` stand in the order in which they are preferred. `digest` is a hex SHA-256 over everything
     that decides what a prompt becomes.
     """
@@ -30,7 +30,7 @@ class SchemaLayout:
     max_model_len: int
     modules: tuple[ModuleLayout, ...]
     units: tuple[Unit, ...]
-    unit_places: Mapping[str, tuple[int, ...]]
+    unit_places: Mapping[Unit, tuple[int, ...]]
     scaffolds: tuple[ScaffoldLayout, ...]
     encoder: TextEncoder
 

@@ -27,38 +27,29 @@ def build_plan(layout: SchemaLayout, prompt: PromptNode, tail: Tail = ()) -> Pla
     Raises PMLError with every mistake: unknown names, what is included twice, arguments and text that
     do not fit, a prompt that leaves the model no position to generate at, or one without any token.
     """
-    issues = IssueList()
-    resolution = resolve_prompt(layout, prompt, issues)
+    return build_resolved(layout, resolve_prompt(layout, prompt, IssueList()), tail)
+
+
+def build_resolved(layout: SchemaLayout, resolution: Resolution, tail: Tail = ()) -> Plan:
+    """As `build_plan`, for a prompt whose names have been looked up; their issues are raised here."""
+    issues = resolution.issues
     scaffolds = _choose_scaffolds(layout, resolution.mask)
-    track = Track(_included_pieces(resolution, scaffolds, layout, issues))
-    if resolution.complete:
-        _Writer(layout, resolution, track, issues).write()
+    track = Track(_included_pieces(resolution, scaffolds, layout))
+    if resolution.texts and resolution.complete:
+        _Writer(layout, resolution, track).write()
     issues.raise_if_any()
     for token_ids, source in tail:
         if len(token_ids):
             track.put(new_piece(token_ids, track.end, source))
+    place = resolution.prompt.place
     if not track.pieces:
-        issues.add(prompt.place.issue("the prompt is empty: nothing that it includes has a token"))
+        issues.add(place.issue("the prompt is empty: nothing that it includes has a token"))
     elif track.end >= layout.max_model_len:
         what = f"the prompt ends at position {track.end}; the model has {layout.max_model_len} positions"
-        issues.add(prompt.place.issue(f"{what} and needs one to generate at"))
+        issues.add(place.issue(f"{what} and needs one to generate at"))
     issues.raise_if_any()
     segments = _end_in_new(track.segments, resolution)
     return Plan(layout.name, layout.digest, _units(layout, segments), segments)
-
-
-def previous_roles(layout: SchemaLayout, prompt: PromptNode) -> tuple[str, ...]:
-    """The chat roles of a prompt's PML, the schema's included ones first, in order.
-
-    Names that cannot be resolved are passed over.
-    """
-    roles = _schema_roles(resolve_prompt(layout, prompt, IssueList()))
-    return (*roles, *(child.role for child in prompt.children if isinstance(child, MessageNode)))
-
-
-def _schema_roles(resolution: Resolution) -> list[str]:
-    placed = [role for included in resolution.included for role in included.module.roles]
-    return [role for _, role in sorted(placed)]
 
 
 # What is included
@@ -77,7 +68,7 @@ def _choose_scaffolds(layout: SchemaLayout, mask: int) -> list[ScaffoldLayout]:
 
 
 def _included_pieces(
-    resolution: Resolution, scaffolds: Sequence[ScaffoldLayout], layout: SchemaLayout, issues: IssueList
+    resolution: Resolution, scaffolds: Sequence[ScaffoldLayout], layout: SchemaLayout
 ) -> list[Piece]:
     """All pieces of included modules; sets the `end` of each of `resolution.included`."""
     in_scaffolds = 0
@@ -88,17 +79,17 @@ def _included_pieces(
     # From the innermost out: a module ends where the last thing included in it ends.
     for included in reversed(resolution.included):
         module = included.module
-        end = module.start if module.own_end is None else module.own_end
-        for child in included.children:
-            end = max(end, child.end)
+        end = max(included.end, module.start if module.own_end is None else module.own_end)
         for parameter in module.parameters.values():
-            piece = _argument(included, parameter, layout, issues)
+            piece = _argument(included, parameter, layout, resolution.issues)
             if piece is not None:
                 pieces.append(piece)
                 end = max(end, piece.end)
         included.end = end
+        if included.parent is not None and included.parent.end < end:
+            included.parent.end = end
         if not in_scaffolds >> module.index & 1:
-            pieces.extend(module.pieces)
+            pieces += module.pieces
     return pieces
 
 
@@ -144,12 +135,12 @@ def _argument(
 class _Writer:
     """Puts a prompt's own text where it belongs."""
 
-    def __init__(self, layout: SchemaLayout, resolution: Resolution, track: Track, issues: IssueList) -> None:
+    def __init__(self, layout: SchemaLayout, resolution: Resolution, track: Track) -> None:
         self._layout = layout
         self._resolution = resolution
         self._track = track
-        self._issues = issues
-        roles = _schema_roles(resolution)
+        self._issues = resolution.issues
+        roles = resolution.schema_roles
         self._previous_role = roles[-1] if roles else None
 
     def write(self) -> None:
@@ -229,8 +220,6 @@ def _source_of(position: int, resolution: Resolution) -> str:
 
 def _units(layout: SchemaLayout, segments: Iterable[Segment]) -> tuple[Unit, ...]:
     """The units that segments name, and those of their contexts, in the layout's order."""
-    places: set[int] = set()
-    for segment in segments:
-        if isinstance(segment, CachedSegment):
-            places.update(layout.unit_places[segment.unit.id])
+    named = {segment.unit for segment in segments if isinstance(segment, CachedSegment)}
+    places = set().union(*[layout.unit_places[unit] for unit in named])
     return tuple([layout.units[place] for place in sorted(places)])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vllm_promptcache.plan.unit import Unit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CachedSegment:
     """The half-open range ``[start, end)`` of a unit's tokens, all of them kept, reused as encoded."""
 
@@ -35,7 +35,7 @@ class CachedSegment:
         return NewSegment(ids, positions, f"{repair}:{self.unit.id}", is_repair=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NewSegment:
     """Tokens that are computed for this request.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.layout.parts import ModuleLayout, UnionLayout
@@ -12,14 +12,17 @@ from vllm_promptcache.pml.nodes import IncludeNode, MessageNode, PromptChild, Pr
 from vllm_promptcache.pml.space import is_white
 
 
-# Neither is frozen: ends and neighbours become known later, and this runs for every request.
+# None is frozen: ends and neighbours become known later, and this runs for every request.
 @dataclass(slots=True, eq=False)
 class Included:
-    """A module that a prompt includes. `end` is one after its last included position, set later."""
+    """A module that a prompt includes, or the schema itself, which has no `parent`.
+
+    `end` is one after its last included position, set later.
+    """
 
     module: ModuleLayout
     node: IncludeNode | PromptNode
-    children: list[Included] = field(default_factory=list)
+    parent: Included | None
     end: int = 0
 
 
@@ -42,14 +45,24 @@ class NewText:
 class Resolution:
     """What a prompt includes, in document order with the schema itself first, and its new text.
 
-    `mask` has a bit set for the index of each included module. `complete` is false where a module
-    could not be found, so that what would stand where is not known.
+    `mask` has a bit set for the index of each included module. `schema_roles` are the chat roles in the
+    included modules' own text, by position. `complete` is false where a module could not be found, so
+    that what would stand where is not known; `issues` say why.
     """
 
+    prompt: PromptNode
     included: list[Included]
     texts: list[NewText]
     mask: int
+    schema_roles: list[str]
     complete: bool
+    issues: IssueList
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """All chat roles of the prompt's PML, the schema's first, in order."""
+        messages = (text.node for text in self.texts if isinstance(text.node, MessageNode))
+        return (*self.schema_roles, *(message.role for message in messages))
 
 
 def resolve_prompt(layout: SchemaLayout, prompt: PromptNode, issues: IssueList) -> Resolution:
@@ -58,57 +71,63 @@ def resolve_prompt(layout: SchemaLayout, prompt: PromptNode, issues: IssueList) 
     Adds an issue for each unknown name, module included twice, second member of a union, and missing
     required argument. Changes nothing else.
     """
-    return _Resolver(layout, issues).resolve(prompt)
+    return _Resolver(issues).resolve(layout.root, prompt)
 
 
 class _Resolver:
-    def __init__(self, layout: SchemaLayout, issues: IssueList) -> None:
-        self._root = layout.root
+    def __init__(self, issues: IssueList) -> None:
         self._issues = issues
+        self._included: list[Included] = []
+        self._texts: list[NewText] = []
+        self._mask = 0
+        self._placed_roles: list[tuple[int, str]] = []
+        self._complete = True
         self._members: dict[int, ModuleLayout] = {}
-        self._result = Resolution([], [], 1, True)
 
-    def resolve(self, prompt: PromptNode) -> Resolution:
-        root = Included(self._root, prompt)
-        self._result.included.append(root)
-        self._children(root, prompt.children)
-        return self._result
+    def resolve(self, root: ModuleLayout, prompt: PromptNode) -> Resolution:
+        self._children(self._add(None, prompt, root), prompt.children)
+        roles = [role for _, role in sorted(self._placed_roles)]
+        return Resolution(
+            prompt, self._included, self._texts, self._mask, roles, self._complete, self._issues
+        )
 
     def _children(self, parent: Included, children: Sequence[PromptChild]) -> None:
+        modules = parent.module.children
         before: Included | None = None
         waiting: list[NewText] = []
         for child in children:
             if not isinstance(child, IncludeNode):
-                text = NewText(child, parent, before, None, len(self._result.included))
-                self._result.texts.append(text)
+                text = NewText(child, parent, before, None, len(self._included))
+                self._texts.append(text)
                 if before is None:
                     waiting.append(text)
                 continue
-            for included in self._include(parent, child):
+            module = modules.get(child.name)
+            if module is not None:
+                included = self._module(parent, child, module)
+            else:
+                included = self._other(parent, child)
+            if included is not None:
                 before = included
                 for text in waiting:
                     text.after = included
                 waiting.clear()
 
-    def _include(self, parent: Included, node: IncludeNode) -> list[Included]:
-        """The modules that an element includes: one, or the member that stands in a union's element."""
-        module = parent.module.children.get(node.name)
-        if module is not None:
-            included = self._module(parent, node, module)
-            return [included] if included else []
+    def _other(self, parent: Included, node: IncludeNode) -> Included | None:
+        """The member that stands in a union's element, if that is what an element names."""
         union = parent.module.unions.get(node.name)
         if union is not None:
             return self._union(parent, node, union)
         names = [*parent.module.children, *parent.module.unions]
         self._issues.add(node.place.issue(unknown("module", node.name, names)))
-        self._result.complete = False
-        return []
+        self._complete = False
+        return None
 
-    def _union(self, parent: Included, node: IncludeNode, union: UnionLayout) -> list[Included]:
+    def _union(self, parent: Included, node: IncludeNode, union: UnionLayout) -> Included | None:
         for name in node.arguments:
             what = f"a union has no parameters, so {quote(name)} means nothing here"
             self._issues.add(node.place.at(name).issue(what))
-        found: list[Included] = []
+        found: Included | None = None
         for child in node.children:
             if isinstance(child, TextNode):
                 if not is_white(child.text):
@@ -118,27 +137,33 @@ class _Resolver:
             module = union.members.get(child.name)
             if module is None:
                 self._issues.add(child.place.issue(unknown("member", child.name, union.members)))
-                self._result.complete = False
-            elif included := self._module(parent, child, module):
-                found.append(included)
+                self._complete = False
+            else:
+                # At most one of a union's members is ever included.
+                found = self._module(parent, child, module) or found
         return found
 
     def _module(self, parent: Included, node: IncludeNode, module: ModuleLayout) -> Included | None:
         if not self._may_include(node, module):
-            self._result.complete = False
+            self._complete = False
             return None
-        included = Included(module, node)
-        self._result.included.append(included)
-        self._result.mask |= 1 << module.index
-        parent.children.append(included)
+        included = self._add(parent, node, module)
         if node.arguments or module.parameters:
             self._check_arguments(node, module)
         if node.children:
             self._children(included, node.children)
         return included
 
+    def _add(self, parent: Included | None, node: IncludeNode | PromptNode, module: ModuleLayout) -> Included:
+        included = Included(module, node, parent)
+        self._included.append(included)
+        self._mask |= 1 << module.index
+        if module.roles:
+            self._placed_roles += module.roles
+        return included
+
     def _may_include(self, node: IncludeNode, module: ModuleLayout) -> bool:
-        if self._result.mask >> module.index & 1:
+        if self._mask >> module.index & 1:
             self._issues.add(node.place.issue(f"module {quote(node.name)} is included twice"))
             return False
         if module.union is None:

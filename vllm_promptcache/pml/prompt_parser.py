@@ -35,15 +35,11 @@ class PromptParser:
         if isinstance(child, Characters):
             text = apply_space(child.parts, space)
             return TextNode(text, child.place) if text else None
-        if child.tag in RESERVED_NAMES:
-            what = f"{quote(child.tag)} cannot stand in a prompt"
-            if child.tag in ROLES:
-                what = f"{quote(child.tag)} can stand only directly in the prompt, after the last module"
-            self._issues.add(child.place.issue(what))
-            return None
         if problem := name_problem(child.tag):
-            self._issues.add(child.place.issue(problem))
+            self._issues.add(child.place.issue(_misplaced(child.tag) or problem))
             return None
+        if not child.attributes and not child.children:
+            return IncludeNode(child.tag, child.attributes, (), child.place)
         return self._include(child, space)
 
     def _include(self, element: Element, space: str) -> IncludeNode:
@@ -82,3 +78,10 @@ class PromptParser:
             elif included_later and isinstance(child, MessageNode):
                 what = f"a {child.role!r} message can stand only after the last module of a prompt"
                 self._issues.add(child.place.issue(what))
+
+
+def _misplaced(tag: str) -> str | None:
+    """What is wrong with a name of PML's own in a prompt, or None for another name."""
+    if tag in ROLES:
+        return f"{quote(tag)} can stand only directly in the prompt, after the last module"
+    return f"{quote(tag)} cannot stand in a prompt" if tag in RESERVED_NAMES else None

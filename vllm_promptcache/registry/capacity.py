@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from vllm_promptcache.blocks.geometry import find_pieces
+from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.plan import CachedSegment, Plan
 from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.registry.errors import RefusedError
 
 
-class _Stored(NamedTuple):
-    """How a unit is stored: its blocks, its kept tokens that are in none, and its pieces."""
+class UnitBlocks(NamedTuple):
+    """A unit in the KV cache: its blocks, how many of its kept tokens are in none of them, how many blocks
+    encoding it takes besides, and its pieces."""
 
     num_blocks: int
-    num_rows: int
-    starts: list[int]
-    pieces: tuple[tuple[int, int], ...]
+    num_edge_tokens: int
+    num_encoding_blocks: int
+    pieces: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Capacity:
 
     block_size: int
     num_blocks: int
-    _stored: WeakKeyDictionary[Unit, _Stored] = field(
+    # Worked out when a schema's unit is first asked for.
+    _known: WeakKeyDictionary[SchemaLayout, dict[Unit, UnitBlocks]] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
 
@@ -38,21 +40,27 @@ class Capacity:
         """The capacity that the engine's ``stats`` tell of."""
         return cls(stats["block_size"], stats["blocks_total"] - stats["blocks_pin_limit"])
 
-    def max_new_tokens(self, plan: Plan, pinned: Container[str]) -> int:
+    def max_new_tokens(self, layout: SchemaLayout, plan: Plan, pinned: Container[str]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; at least one.
 
-        ``pinned`` are the digests of units whose blocks are pinned for it already.
+        ``plan`` is one over ``layout``; ``pinned`` are the digests of units whose blocks are pinned for
+        it already.
 
         Raises:
             RefusedError: the prompt could never be admitted, however long it waited.
         """
         size = self.block_size
+        known = self._known.setdefault(layout, {})
         free, scratch = self.num_blocks, 0
         for unit in plan.units:
             if unit.digest not in pinned:
-                free -= self._stored_in(unit).num_blocks
-                scratch = max(scratch, self._encoding_blocks(unit))
-        edges = sum(self._edge_rows(s) for s in plan.segments if isinstance(s, CachedSegment))
+                blocks = known.get(unit) or self._blocks_of(unit, known)
+                free -= blocks.num_blocks
+                scratch = max(scratch, blocks.num_encoding_blocks)
+        if plan.repaired_ranges:
+            edges = sum(self._edge_tokens(s, known) for s in plan.segments if isinstance(s, CachedSegment))
+        else:
+            edges = sum([s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment)])
         room = free * size - edges - plan.num_new_tokens
         if room < 1 or scratch > free:
             private = -(-(edges + plan.num_new_tokens + 1) // size)
@@ -63,28 +71,23 @@ class Capacity:
             )
         return room
 
-    def _edge_rows(self, segment: CachedSegment) -> int:
-        """Tokens of a segment that stand in private blocks: in none that it shares whole."""
-        size, stored = self.block_size, self._stored_in(segment.unit)
-        rows = segment.num_tokens
-        for start, end in stored.pieces[bisect_right(stored.starts, segment.start) - 1 :]:
-            if start >= segment.end:
-                break
+    def _edge_tokens(self, segment: CachedSegment, known: dict[Unit, UnitBlocks]) -> int:
+        """Tokens of a segment, which may begin inside a block, that are in no block which it shares."""
+        size, num_tokens = self.block_size, segment.num_tokens
+        for start, end in self._blocks_of(segment.unit, known).pieces:
             first, last = max(segment.start - start, 0), min(segment.end, end) - start
-            rows -= max(last // size - -(-first // size), 0) * size
-        return rows
+            num_tokens -= max(last // size - -(-first // size), 0) * size
+        return num_tokens
 
-    def _encoding_blocks(self, unit: Unit) -> int:
-        """Blocks that are needed while a unit is encoded, besides those that it then keeps."""
-        edges = sum(self._stored_in(context).num_rows for context in unit.context)
-        return -(-(edges + unit.num_tokens) // self.block_size)
-
-    def _stored_in(self, unit: Unit) -> _Stored:
-        stored = self._stored.get(unit)
-        if stored is None:
+    def _blocks_of(self, unit: Unit, known: dict[Unit, UnitBlocks]) -> UnitBlocks:
+        """A unit's blocks, which become known, as do those of its context."""
+        if unit not in known:
+            size = self.block_size
             starts, ends = find_pieces(unit.position_ids, unit.kept, unit.breaks)
-            blocks = int(((ends - starts) // self.block_size).sum())
-            num_rows = int(unit.kept.sum()) - blocks * self.block_size
-            pieces = tuple(zip(starts.tolist(), ends.tolist(), strict=True))
-            stored = self._stored[unit] = _Stored(blocks, num_rows, starts.tolist(), pieces)
-        return stored
+            num_blocks = int(((ends - starts) // size).sum())
+            num_edges = int(unit.kept.sum()) - num_blocks * size
+            context_edges = sum(self._blocks_of(seen, known).num_edge_tokens for seen in unit.context)
+            encoding = -(-(context_edges + unit.num_tokens) // size)
+            pieces = list(zip(starts.tolist(), ends.tolist(), strict=True))
+            known[unit] = UnitBlocks(num_blocks, num_edges, encoding, pieces)
+        return known[unit]

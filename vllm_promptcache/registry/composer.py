@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
-from vllm_promptcache.errors import ChatTemplateError
-from vllm_promptcache.layout.schema import find_layout
-from vllm_promptcache.plan.build import Tail, build_plan, previous_roles
+from vllm_promptcache.errors import ChatTemplateError, IssueList
+from vllm_promptcache.layout.schema import SchemaLayout, find_layout
+from vllm_promptcache.plan.build import Tail, build_resolved
 from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.plan.repaired import repaired
+from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
 from vllm_promptcache.pml.nodes import MessageNode, PromptNode
 from vllm_promptcache.registry.capacity import Capacity
 from vllm_promptcache.registry.documents import DocumentMemory, LayoutBuilder, RequestDocument
@@ -105,29 +106,34 @@ class Composer:
         encode = self._builder.encoder.encode
         tails = [encode(text) if isinstance(text, str) else text for text in texts]
         entry, prompt = await self._read(pml)
-        return [self._compose(entry, prompt, options, [(ids, "prompt")], tenant) for ids in tails]
+        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        return [self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
 
     async def compose_chat(
         self, pml: object, options: PromptOptions, turns: Turns, *, tenant: bool = False
     ) -> ComposedPrompt:
         """The prompt that ends in the turns of a chat and the template's generation prompt."""
         entry, prompt = await self._read(pml)
-        tail = [(self._continuation(entry, prompt, turns), "messages")]
+        if not turns.messages and not _ends_in_user_text(prompt):
+            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
+            raise RefusedError(what, field="messages")
+        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        tail = [(self._continuation(resolution.roles, turns), "messages")]
         is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
-        return self._compose(entry, prompt, options, tail, tenant, is_later_turn)
+        return self._compose(entry, resolution, options, tail, tenant, is_later_turn)
 
     def _compose(
         self,
         entry: SchemaEntry,
-        prompt: PromptNode,
+        resolution: Resolution,
         options: PromptOptions,
         tail: Tail,
         tenant: bool,
         is_later_turn: bool = False,
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
-        plan = repaired(build_plan(entry.layout, prompt, tail), repair)
-        room = self._capacity.max_new_tokens(plan, () if tenant else entry.pinned)
+        plan = repaired(build_resolved(entry.layout, resolution, tail), repair)
+        room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
         # Full attention is what others are compared with: it finds nothing either.
         history = plan.num_new_tokens if is_later_turn and not repair.full else 0
@@ -141,7 +147,9 @@ class Composer:
         prompt, own = document.prompt, document.entries
         if own and not self._allow_request_schemas:
             raise RefusedError("this server takes no schemas from requests", FORBIDDEN, field="pml")
-        layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
+        layouts: Mapping[str, SchemaLayout] = self._registry.layouts
+        if own:
+            layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
         digest = find_layout(prompt, layouts).digest
         registered = self._registry.entries.get(prompt.schema)
         # The engine knows a registered schema: its own copy need not travel.
@@ -160,17 +168,14 @@ class Composer:
             self._memory.put(pml, document)
         return document
 
-    def _continuation(self, entry: SchemaEntry, prompt: PromptNode, turns: Turns) -> list[int]:
-        if not turns.messages and not _ends_in_user_text(prompt):
-            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
-            raise RefusedError(what, field="messages")
+    def _continuation(self, previous_roles: Sequence[str], turns: Turns) -> list[int]:
         encoder = self._builder.encoder
         try:
             text = encoder.template.continuation(
                 turns.messages,
                 add_generation_prompt=turns.add_generation_prompt,
                 tools=turns.tools,
-                previous_roles=previous_roles(entry.layout, prompt),
+                previous_roles=previous_roles,
                 **turns.template_options,
             )
         except ChatTemplateError as error:

@@ -28,6 +28,7 @@ def install(vllm_config: Any) -> None:
 
     compat_server.admit_composed_inputs(admit_from_api if serves else admit)
     compat_server.keep_reports_until_finished(EXTRA_ARG)
+    compat_server.prime_detokenizers_with_ends(EXTRA_ARG)
     if serves:
         compat_server.extend_api_server(_attach, partial(_open, schemas))
 
