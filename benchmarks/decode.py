@@ -125,7 +125,7 @@ def tables(result: Result) -> list[Table]:
 
 
 def figures(result: Result) -> list[Figure]:
-    """The figure of issue 3: for each length, one request at a time."""
+    """The figure to reach: for each length, one request at a time."""
     found = []
     for cell in result["cells"].values():
         ratio = _ratio(cell)

@@ -197,20 +197,18 @@ def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> Non
 
 
 def hash_blocks_later(key: str) -> None:
-    """Construct requests with ``extra_args[key]`` without block hashes; ``update_block_hashes`` makes them.
+    """Construct requests with ``extra_args[key]`` without block hashes, until `reorder_prompt` makes them.
 
-    Target: Request.from_engine_core_request. Why: it hashes a prompt's blocks at once, and `reorder_prompt`
-    throws these hashes away. Unnecessary once a scheduler chooses the hasher (patches/: block-hasher).
+    Target: Request.from_engine_core_request. Why: it hashes a prompt's blocks at once, which hold something
+    else here. Requests that are refused instead of reordered never have blocks. Unnecessary once a scheduler
+    chooses the hasher (patches/: block-hasher).
     """
     from vllm.v1.request import Request
 
     def make(original: Any) -> Any:
         def from_engine_core_request(cls: Any, request: Any, block_hasher: Any) -> Any:
-            if not carries(request.sampling_params, key):
-                return original(cls, request, block_hasher)
-            made = original(cls, request, None)
-            made._block_hasher = block_hasher
-            return made
+            is_composed = carries(request.sampling_params, key)
+            return original(cls, request, None if is_composed else block_hasher)
 
         return from_engine_core_request
 

@@ -126,7 +126,7 @@ class TestPrompts:
         tail = plan.segments[3]
         assert isinstance(tail, CachedSegment)
         assert tail.start == tail.end - 2
-        assert tailed.segments[3].token_ids.tolist() == tail.unit.token_ids[tail.start :].tolist()
+        assert tailed.segments[3].token_ids == tail.unit.token_list[tail.start :]
         assert linked.num_new_tokens + 2 == both.num_new_tokens == tailed.num_new_tokens + 2
 
     @pytest.mark.parametrize("place", PLACES)

@@ -21,7 +21,7 @@ def geometries(world: World) -> dict[UnitKey, UnitGeometry]:
 
 
 def check(world: World, composition: Composition, num_positions: int = 100_000) -> int:
-    return check_composition(composition, world.units, geometries(world), num_positions)
+    return check_composition(composition, geometries(world), num_positions)
 
 
 def refusal(world: World, composition: Composition) -> str | None:

@@ -31,8 +31,10 @@ def plan_of(world: World, composition: Composition) -> Plan:
         if isinstance(item, Reused):
             segments.append(CachedSegment(units[str(item.unit)], item.start, item.end))
         else:
-            positions = np.arange(item.first_position, item.first_position + item.num_tokens)
-            segments.append(NewSegment(positions + 50_000, positions, "prompt:1"))
+            first = 50_000 + item.first_position
+            segments.append(
+                NewSegment(range(first, first + item.num_tokens), item.first_position, "prompt:1")
+            )
     return Plan("schema", "digest", tuple(units.values()), tuple(segments))
 
 

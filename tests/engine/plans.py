@@ -35,8 +35,8 @@ def unit(
 
 def new(first_position: int, num_tokens: int, seed: str = "new") -> NewSegment:
     """New text of random tokens."""
-    positions = np.arange(first_position, first_position + num_tokens)
-    return NewSegment(random_tokens(num_tokens, f"{seed}/{first_position}"), positions, "prompt:1")
+    token_ids = random_tokens(num_tokens, f"{seed}/{first_position}").tolist()
+    return NewSegment(token_ids, first_position, "prompt:1")
 
 
 def cached(of: Unit) -> list[CachedSegment]:
@@ -68,7 +68,7 @@ def _add(of: Unit, units: list[Unit]) -> None:
 def _position(segment: Segment) -> int:
     if isinstance(segment, CachedSegment):
         return int(segment.unit.position_ids[segment.start])
-    return int(segment.position_ids[0])
+    return segment.first_position
 
 
 def travel(seed: str = "") -> Plan:

@@ -205,7 +205,7 @@ def test_blocks_of_composed_requests_are_hashed_later() -> None:
     plain, composed = made(None), made(COMPOSED)
     assert len(plain.block_hashes) == 6 and composed.block_hashes == []
     assert made({KEY: None}).block_hashes == made({"other": 1}).block_hashes == plain.block_hashes
-    composed.update_block_hashes()
+    compat.reorder_prompt(composed, list(range(100)), hasher)
     assert composed.block_hashes == plain.block_hashes
     for request in (plain, composed):
         request.append_output_token_ids(list(range(20)))

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from vllm.outputs import RequestOutput
 
@@ -34,9 +33,8 @@ def longer(prompt: Plan, token_ids: list[int]) -> Plan:
     """The same prompt with more new tokens at its end."""
     *segments, last = prompt.segments
     assert isinstance(last, NewSegment)
-    ids = np.concatenate((last.token_ids, np.array(token_ids, np.int64)))
-    positions = np.arange(last.position_ids[0], last.position_ids[0] + len(ids))
-    return dataclasses.replace(prompt, segments=(*segments, NewSegment(ids, positions, "prompt:1")))
+    last = dataclasses.replace(last, token_ids=[*last.token_ids, *token_ids])
+    return dataclasses.replace(prompt, segments=(*segments, last))
 
 
 def ask(engine: Engine, prompt: Plan, history: int, num_tokens: int = 40, **more: object) -> RequestOutput:
@@ -93,7 +91,7 @@ def test_other_conversations_find_nothing(
         "argument": plan(root, a, b, new(103, 5, "else"), between, text),
         "modules": plan(root, a, argument, between, text),
         "place": plan(
-            root, a, b, argument, between, dataclasses.replace(text, position_ids=text.position_ids + 1)
+            root, a, b, argument, between, dataclasses.replace(text, first_position=text.first_position + 1)
         ),
         "tenant": first,
         "parts": plan(root, cached(a)[0], b, argument, between, text),

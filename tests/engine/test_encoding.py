@@ -41,6 +41,12 @@ def test_everything_at_once_agrees_with_the_oracle(engine: Engine, tiny_model: P
     assert report_of(warm)["modules_resident"] == 5
 
 
+def test_a_cold_request_takes_one_forward_pass(engine: Engine) -> None:
+    """What is encoded and who waits for it are in the same step."""
+    name = engine.add(travel("one pass"), greedy(1))
+    assert [output.request_id for output in engine.step()] == [name]
+
+
 def test_fifty_requests_at_once_encode_each_unit_once(
     engine: Engine, tiny_model: Path, oracle: Oracle
 ) -> None:

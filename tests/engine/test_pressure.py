@@ -3,12 +3,14 @@
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, random_tokens, simple, unit
-from tests.engine.support import Engine, SharedEngine, close_all, greedy, tokens_of
+from tests.engine.support import Engine, SharedEngine, close_all, greedy, serving, tokens_of
+from vllm_promptcache.engine.module_store import Residency
 from vllm_promptcache.plan.plan import Plan
 
 NUM_BLOCKS = 41  # one is vLLM's null block
@@ -195,3 +197,40 @@ def test_everything_is_aborted_at_random(engine: Engine) -> None:
                 engine.step()
             engine.abort(name)
             engine.check()
+
+
+def test_an_encoding_preempted_in_its_last_step_takes_the_unit_back(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only priorities preempt a request that the step has a place for already."""
+    prompt = simple("taken back", 150)
+    settings = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32}
+    with serving(tiny_model, **settings) as engine:
+        (expected,) = engine.ask([prompt], greedy(8))
+        engine.forget_everything()
+        late = engine.add(prompt, greedy(8), priority=5)
+        engine.step()
+        engine.add(random_tokens(20, "urgent").tolist(), greedy(30), priority=0)
+        (key,) = engine.encoded
+        allocate, taken_back = engine.manager.allocate_slots, 0
+
+        def short(request: Any, *args: Any, **kwargs: Any) -> Any:
+            """No blocks for the urgent request in the step in which the unit has become resident."""
+            nonlocal taken_back
+            unit = engine.store.units[key]
+            is_urgent = request.priority == 0 and request in engine.scheduler.running
+            if not taken_back and is_urgent and unit.residency is Residency.RESIDENT:
+                taken_back += 1
+                return None
+            return allocate(request, *args, **kwargs)
+
+        monkeypatch.setattr(engine.manager, "allocate_slots", short)
+        residencies = []
+        while not taken_back:
+            engine.step()
+            residencies.append(engine.store.units[key].residency)
+            engine.check()
+        assert residencies[-1] is Residency.ENCODING
+        engine.finish()
+        assert tokens_of(engine.outputs[late]) == tokens_of(expected)
+        assert engine.encoded == [key]

@@ -18,7 +18,7 @@ from tests.repairs import repair as repaired_by_definition
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
 from vllm_promptcache.engine.module_store import is_head
 from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.repair import FULL, Repair
 
@@ -127,6 +127,18 @@ def test_heads_hold_no_blocks_and_go_with_their_units(engine: Engine) -> None:
     assert not any(is_head(key) for key in engine.store.units)
     again = engine.ask([linked(5)])[0]
     assert report_of(again)["modules_encoded"] > 0
+
+
+def test_a_head_alone_leaves_its_unit(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
+    """The last token of a unit that ends behind a block is computed anew: no block of its own is used."""
+    root, module = unit("alone root", (0, 40)), unit("alone", (40, 73))
+    last = NewSegment(module.token_list[32:], 72, "prompt:1")
+    prompt = linked(5, plan(root, CachedSegment(module, 0, 32), last))
+    tokens, _ = oracle(tiny_model, prompt, 8)
+    (output,) = engine.ask([prompt])
+    assert tokens_of(output) == tokens
+    assert [is_head(key) for key in engine.encoded] == [False, True]
+    assert report_of(output)["modules_encoded"] == 1
 
 
 def test_a_schema_s_heads_are_forgotten_with_it(engine: Engine) -> None:

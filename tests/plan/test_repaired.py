@@ -56,7 +56,7 @@ def lines(plan: Plan) -> list[str]:
 
 ROOT = Unit("root", np.arange(6), np.array([0, 1, 2, 3, 50, 51]), np.ones(6, bool), ())
 A, B, APART = unit("a", 4, 10, ROOT), unit("b", 20, 10, ROOT), unit("apart", 4, 10)
-QUESTION = NewSegment(np.array([7]), np.array([52]), "prompt:1")
+QUESTION = NewSegment([7], 52, "prompt:1")
 
 
 def around(*units: Unit) -> Plan:

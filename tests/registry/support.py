@@ -61,6 +61,7 @@ class StoreLink:
                 self.store.begin_encoding(key)
                 self.store.allocate(key)
                 self.store.finish_encoding(key)
+                self.store.release((key,))
 
 
 class FrontEnd:

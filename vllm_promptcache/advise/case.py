@@ -42,6 +42,6 @@ class Case:
         return replace(self.plan, segments=tuple(segments))
 
     @property
-    def _tail(self) -> Sequence[tuple[list[int], str]]:
+    def _tail(self) -> Sequence[tuple[Sequence[int], str]]:
         new = [s for s in self.plan.segments if isinstance(s, NewSegment)]
-        return [(s.token_ids.tolist(), s.source) for s in new if s.source in _TAIL_SOURCES]
+        return [(s.token_ids, s.source) for s in new if s.source in _TAIL_SOURCES]

@@ -32,10 +32,7 @@ def check_text(text: UnitText, num_positions: int, vocabulary: int) -> None:
 
 
 def check_composition(
-    composition: Composition,
-    texts: Mapping[UnitKey, UnitText],
-    units: Mapping[UnitKey, UnitGeometry],
-    num_positions: int,
+    composition: Composition, units: Mapping[UnitKey, UnitGeometry], num_positions: int
 ) -> int:
     """Check a composition over units; returns the position of the first generated token.
 
@@ -46,10 +43,10 @@ def check_composition(
     position = 0
     for item in composition.items:
         if isinstance(item, Computed):
-            first, num_tokens = item.first_position, item.num_tokens
+            first, num_tokens = item
         else:
-            units[item.unit].stored_range(item.start, item.end)
-            first, num_tokens = int(texts[item.unit].position_ids[item.start]), item.end - item.start
+            unit, start, end = item
+            first, num_tokens = units[unit].stored_range(start, end).first_position, end - start
         if num_tokens < 1 or first < position:
             raise ValueError(f"{item} cannot begin at position {first}: {position} comes next")
         position = first + num_tokens

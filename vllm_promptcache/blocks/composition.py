@@ -42,15 +42,15 @@ class Composition:
         """The units reused, each once, in the order of their first use."""
         return tuple(dict.fromkeys(i.unit for i in self.items if isinstance(i, Reused)))
 
-    @property
+    @cached_property
     def num_cached_tokens(self) -> int:
         """Tokens that are not computed."""
         return sum(i.end - i.start for i in self.items if isinstance(i, Reused))
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """All tokens of the composed prompt."""
-        return sum(i.end - i.start if isinstance(i, Reused) else i.num_tokens for i in self.items)
+        return sum([i.end - i.start if isinstance(i, Reused) else i.num_tokens for i in self.items])
 
     def cached_first(self, token_ids: list[int]) -> list[int]:
         """Reorder a prompt's token IDs from position order to cached tokens first, then new ones.

@@ -16,9 +16,11 @@ MAX_KNOWN_RANGES = 256
 class StoredRange(NamedTuple):
     """How a range of a unit's tokens is stored: whole ``blocks``, and edge ``rows`` around them.
 
-    Half-open ranges of the unit's own blocks, or None, and of its edge rows.
+    Half-open ranges of the unit's own blocks, or None, and of its edge rows. ``first_position`` is the
+    position of the range's first token.
     """
 
+    first_position: int
     blocks: tuple[int, int] | None
     rows: tuple[tuple[int, int], ...]
 
@@ -34,12 +36,14 @@ class UnitGeometry:
     as rows even when it is full, so that a prompt can drop the piece's last token and compute it anew.
 
     Arrays over tokens have shape ``(tokens,)``, arrays over pieces ``(pieces,)``, all int64.
+    ``position_ids`` are the unit's.
     ``piece_starts`` and ``piece_ends`` are token indices, half-open; ``first_blocks`` counts in the
     unit's own blocks. ``slots`` is a token's offset within the unit's blocks in slots, ``rows`` its
     index among the unit's edge rows; -1 where it has none.
     """
 
     block_size: int
+    position_ids: NDArray[np.int64]
     piece_starts: NDArray[np.int64]
     piece_ends: NDArray[np.int64]
     first_blocks: NDArray[np.int64]
@@ -70,13 +74,15 @@ class UnitGeometry:
             or not self.piece_starts[piece] <= start < end <= self.piece_ends[piece]
         ):
             raise ValueError(f"tokens [{start}, {end}) are not within one piece")
-        base, size = int(self.piece_starts[piece]), self.block_size
+        position, base, size = int(self.position_ids[start]), int(self.piece_starts[piece]), self.block_size
         first, last = -(-(start - base) // size), (end - base) // size
         if first >= last:
-            return StoredRange(None, (self._rows_of(start, end),))
+            return StoredRange(position, None, (self._rows_of(start, end),))
         own = int(self.first_blocks[piece])
         around = ((start, base + first * size), (base + last * size, end))
-        return StoredRange((own + first, own + last), tuple(self._rows_of(*r) for r in around if r[0] < r[1]))
+        return StoredRange(
+            position, (own + first, own + last), tuple(self._rows_of(*r) for r in around if r[0] < r[1])
+        )
 
     def _rows_of(self, start: int, end: int) -> tuple[int, int]:
         first, last = int(self.rows[start]), int(self.rows[end - 1])
@@ -125,5 +131,5 @@ def lay_out_unit(
         is_row[start + (end - start - 1) // block_size * block_size : end] = True
     rows = np.where(is_row, np.cumsum(is_row) - 1, -1)
     return UnitGeometry(
-        block_size, starts, ends, first_blocks, slots, rows, int(whole.sum()), int(is_row.sum())
+        block_size, position_ids, starts, ends, first_blocks, slots, rows, int(whole.sum()), int(is_row.sum())
     )

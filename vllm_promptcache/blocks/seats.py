@@ -81,7 +81,7 @@ def take_seats(composition: Composition, units: Mapping[UnitKey, UnitGeometry], 
     row_end = -1  # the stream offset at which the open row may be continued
     for item in composition.items:
         if isinstance(item, Reused):
-            blocks, rows = units[item.unit].stored_range(item.start, item.end)
+            _, blocks, rows = units[item.unit].stored_range(item.start, item.end)
             for start, end in rows:
                 edges.append(EdgeRows(item.unit, start, end, num_rows + num_new))
                 num_rows += end - start
@@ -116,8 +116,11 @@ def edge_rows_from(seats: Seats, offset: int) -> tuple[EdgeRows, ...]:
     """The edge rows that stand at or after a stream offset; a range across it is cut."""
     if not offset:
         return seats.edge_rows
-    cut = (
-        EdgeRows(e.unit, e.start + max(offset - e.offset, 0), e.end, max(e.offset, offset))
-        for e in seats.edge_rows
-    )
-    return tuple(e for e in cut if e.start < e.end)
+    after: list[EdgeRows] = []
+    for rows in reversed(seats.edge_rows):  # those behind an offset are mostly few
+        unit, start, end, first = rows
+        if first + end - start <= offset:
+            break
+        cut = max(offset - first, 0)
+        after.append(EdgeRows(unit, start + cut, end, first + cut))
+    return tuple(reversed(after))

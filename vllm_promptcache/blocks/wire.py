@@ -7,7 +7,7 @@ told of, ``texts`` by digest. The prompt itself travels in position order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,10 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -
                     items += (indices[unit], start, cut)
                     start = cut
             items += (indices[unit], start, segment.end)
-        elif items and items[-3] < 0 and items[-2] + items[-1] == segment.position_ids[0]:
+        elif items and items[-3] < 0 and items[-2] + items[-1] == segment.first_position:
             items[-1] += segment.num_tokens
         else:
-            items += (-1, int(segment.position_ids[0]), segment.num_tokens)
+            items += (-1, segment.first_position, segment.num_tokens)
     wire: dict[str, Any] = {"units": [unit.digest for unit in plan.units], "items": items}
     if num_history_tokens:
         wire["history"] = num_history_tokens
@@ -62,10 +62,10 @@ def prompt_token_ids(plan: Plan) -> list[int]:
     return token_ids
 
 
-def _token_ids(segment: Segment) -> list[int]:
+def _token_ids(segment: Segment) -> Sequence[int]:
     """A segment's tokens; not to be changed."""
     if isinstance(segment, NewSegment):
-        return list(segment.token_ids.tolist())
+        return segment.token_ids
     token_ids = segment.unit.token_list
     if segment.num_tokens == len(token_ids):
         return token_ids
@@ -99,7 +99,7 @@ def composition_from_wire(
             the units: see ``check_composition``.
     """
     units, flat = wire["units"], wire["items"]
-    if not all(type(number) is int for number in flat) or not all(type(unit) is str for unit in units):
+    if not {int}.issuperset(map(type, flat)) or not {str}.issuperset(map(type, units)):
         raise TypeError("a composition's items are integers, its units digests")
     keys = [key_of(unit) for unit in units]
     return Composition(

@@ -90,7 +90,7 @@ def _tokens(segment: Segment) -> tuple[list[int], int]:
     if isinstance(segment, CachedSegment):
         ids = segment.unit.token_ids[segment.start : segment.end]
         return ids.tolist(), int(segment.unit.position_ids[segment.start])
-    return segment.token_ids.tolist(), int(segment.position_ids[0])
+    return list(segment.token_ids), segment.first_position
 
 
 def _unit_lines(plan: Plan) -> list[str]:

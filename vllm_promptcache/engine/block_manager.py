@@ -10,7 +10,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.engine.composed_request import ComposedRequest
-from vllm_promptcache.engine.module_store import ModuleStore, Residency
+from vllm_promptcache.engine.module_store import ModuleStore
 
 
 class PromptCacheBlockManager(KVCacheManager):
@@ -78,8 +78,10 @@ class PromptCacheBlockManager(KVCacheManager):
             if not self.store.reclaim(self._protected_from(request)):
                 return None
         if composed is not None:
-            computed = request.num_computed_tokens or composed.num_found_tokens
-            self.cache_blocks(request, min(computed + num_new_tokens, request.num_tokens))
+            computed = (request.num_computed_tokens or composed.num_found_tokens) + num_new_tokens
+            self.cache_blocks(request, min(computed, request.num_tokens))
+            if composed.encodes is not None and computed >= request.num_prompt_tokens:
+                self.store.finish_encoding(composed.encodes)
         return blocks
 
     def _seat(
@@ -124,9 +126,8 @@ class PromptCacheBlockManager(KVCacheManager):
             return
         composed.seated = False
         self.store.release(composed.composition.unit_keys)
-        encodes = composed.encodes
-        if encodes is not None and self.store.units[encodes].residency is Residency.ENCODING:
-            self.store.interrupt_encoding(encodes, given_up=request.is_finished())
+        if composed.encodes is not None:
+            self.store.interrupt_encoding(composed.encodes, given_up=request.is_finished())
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Composed states enter the prefix cache under hashes of their own, or not at all."""

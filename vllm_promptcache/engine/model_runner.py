@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,14 @@ class Capturing:
     slots: torch.Tensor
     kept: torch.Tensor
     rows: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """Ranges of edge rows, one after the other, and the slots they go to; int64, None without rows."""
+
+    ranges: tuple[EdgeRows, ...]
+    slots: torch.Tensor | None
 
 
 class PromptCacheRunner:
@@ -131,11 +139,11 @@ class PromptCacheRunner:
                 ]
             )
             self._move_slots(chunks, starts)
-        if self._newly_seated:
-            self._inject_edge_rows()
         captures = self._plan_captures(chunks, starts)
+        edge_rows, later = self._plan_edge_rows({c.unit for c in captures})
+        self._inject_edge_rows(edge_rows)
         if captures:
-            observed = compat.cache_updates_observed(self._cache_layers, self._observer(captures))
+            observed = compat.cache_updates_observed(self._cache_layers, self._observer(captures, later))
             self._step.enter_context(observed)
         self._needs_python = bool(captures) or self._rows is not None
 
@@ -149,24 +157,36 @@ class PromptCacheRunner:
         mapping = self.input_batch.block_table[0].slot_mapping.gpu  # type: ignore[attr-defined]
         mapping[self._on_device(np.concatenate(tokens))] = self._on_device(np.concatenate(slots))
 
-    def _inject_edge_rows(self) -> None:
-        """Write the edge rows of requests that took their seats into their private blocks."""
+    def _plan_edge_rows(self, captured: set[Any]) -> tuple[Injection, Injection]:
+        """Where the edge rows go of requests that took their seats: those to write at once, and those of
+        units that this step captures, to write as they come."""
         seated, self._newly_seated = self._newly_seated, []
-        ranges: list[EdgeRows] = []
+        rows = {request_id: self._seated[request_id].edge_rows for request_id in seated}
+        if not captured:
+            return self._place(rows), Injection((), None)
+        now = {r: tuple(e for e in edges if e.unit not in captured) for r, edges in rows.items()}
+        later = {r: tuple(e for e in edges if e.unit in captured) for r, edges in rows.items()}
+        return self._place(now), self._place(later)
+
+    def _place(self, edge_rows: Mapping[str, Sequence[EdgeRows]]) -> Injection:
+        """Edge rows by request, with their slots in the request's private blocks."""
         slots: list[NDArray[np.int64]] = []
-        for request_id in seated:
-            seats, edge_rows = self._seated[request_id].seats, self._seated[request_id].edge_rows
-            if not edge_rows:
-                continue
-            ranges += edge_rows
-            offsets = np.concatenate([np.arange(e.offset, e.offset + e.end - e.start) for e in edge_rows])
-            index = self.input_batch.req_id_to_index[request_id]  # type: ignore[attr-defined]
-            slots.append(self._slots(index, seats.num_shared_blocks * seats.block_size + offsets))
-        if not ranges:
+        for request_id, edges in edge_rows.items():
+            if edges:
+                seats = self._seated[request_id].seats
+                index = self.input_batch.req_id_to_index[request_id]  # type: ignore[attr-defined]
+                offsets = np.concatenate([np.arange(e.offset, e.offset + e.end - e.start) for e in edges])
+                slots.append(self._slots(index, seats.num_shared_blocks * seats.block_size + offsets))
+        ranges = tuple(e for edges in edge_rows.values() for e in edges)
+        return Injection(ranges, self._on_device(np.concatenate(slots)) if slots else None)
+
+    def _inject_edge_rows(self, injection: Injection) -> None:
+        """Write edge rows into the private blocks of the requests that asked for them."""
+        if injection.slots is None:
             return
-        where = self._on_device(np.concatenate(slots))
-        for layer, (key, value) in zip(self._cache_layers, self._row_store.gather(ranges), strict=True):
-            layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, where)
+        rows = self._row_store.gather(injection.ranges)
+        for layer, (key, value) in zip(self._cache_layers, rows, strict=True):
+            layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, injection.slots)
 
     def _slots(self, index: int, logical: NDArray[np.int64]) -> NDArray[np.int64]:
         table = self.input_batch.block_table[0]  # type: ignore[attr-defined]
@@ -189,7 +209,7 @@ class PromptCacheRunner:
             captures.append(Capturing(capture.unit, *map(self._on_device, arrays)))
         return captures
 
-    def _observer(self, captures: Sequence[Capturing]) -> Any:
+    def _observer(self, captures: Sequence[Capturing], later: Injection) -> Any:
         stored = torch.cat([c.stored for c in captures])
         slots = torch.cat([c.slots for c in captures])
 
@@ -199,6 +219,8 @@ class PromptCacheRunner:
             for c in captures:
                 if len(c.kept):
                     self._row_store.write(c.unit, index, c.rows, key[c.kept], value[c.kept])
+            if later.slots is not None:
+                update(layer, *self._row_store.gather_layer(later.ranges, index), kv_cache, later.slots)
 
         return observe
 

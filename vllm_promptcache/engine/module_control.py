@@ -94,7 +94,7 @@ class ModuleControl:
         keys: list[UnitKey] = [(digest, self.variant) for digest in digests]
         for key in keys:
             self.store.name(key, texts)
-        return [*keys, *(self.store.name_head(key, end) for key in keys if (end := self._head_end(key)))]
+        return [*keys, *(self.store.name_head(key, end).key for key in keys if (end := self._head_end(key)))]
 
     def _head_end(self, key: UnitKey) -> int | None:
         """Where the head of a known unit ends that requests use by default; None where they use none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, cast
@@ -120,11 +120,10 @@ class ModuleStore:
         unit.names += 1
         return unit
 
-    def name_head(self, key: UnitKey, end: int) -> UnitKey:
-        """Add a holder of the head, up to token ``end``, of a unit that is known; returns the head's key."""
+    def name_head(self, key: UnitKey, end: int) -> StoredUnit:
+        """Add a holder of the head, up to token ``end``, of a unit that is known."""
         head = head_key(key, end)
-        self.name(head, {head: head_text(self.units[key].text, end)})
-        return head
+        return self.name(head, {head: head_text(self.units[key].text, end)})
 
     def unname(self, key: UnitKey) -> None:
         """Remove a holder. A unit nobody names stays while resident and unpinned, until reclaimed."""
@@ -160,18 +159,18 @@ class ModuleStore:
             unit.pinned = False
             self._forget_if_idle(unit)
 
-    def check_room(self, composition: Composition) -> None:
-        """Check that a request could be admitted if it were alone with all that can be pinned.
+    def check_room(self, units: Collection[StoredUnit], num_tokens: int) -> None:
+        """Check that a request of so many tokens, reusing the units, could be admitted if it were alone
+        with all that can be pinned.
 
         Raises:
             ValueError: it would wait for ever, and everyone behind it.
         """
-        units = [self.units[key] for key in composition.unit_keys]
         own = [unit for unit in units if not unit.pinned]
         kept = sum([unit.geometry.num_blocks for unit in own])
         scratch = max([unit.scratch_blocks for unit in own], default=0)
         shared = sum([unit.geometry.num_blocks for unit in units])
-        private = -(-composition.num_tokens // self.block_size) - shared
+        private = -(-num_tokens // self.block_size) - shared
         room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
         if kept + max(scratch, private) > room:
             raise ValueError(
@@ -198,20 +197,26 @@ class ModuleStore:
         unit.blocks = self.block_pool.get_new_blocks(unit.geometry.num_blocks)
 
     def finish_encoding(self, key: UnitKey) -> None:
-        """Every step that writes the unit's states is scheduled: later steps may read them."""
+        """The step being scheduled writes the last of the unit's states: others in it may read them.
+
+        Each layer writes all keys and values of a step before it reads any. The encoding request uses
+        the unit until the step is on its way: its blocks must not be another's in the same step.
+        """
         unit = self.units[key]
         assert unit.residency is Residency.ENCODING and len(unit.blocks) == unit.geometry.num_blocks
         unit.residency = Residency.RESIDENT
-        self._touch(unit)
+        self.use((key,))
 
     def interrupt_encoding(self, key: UnitKey, *, given_up: bool) -> None:
         """The encoding request lost its blocks: preempted, or ``given_up`` for good."""
         unit = self.units[key]
-        assert unit.residency is Residency.ENCODING
+        assert unit.residency is not Residency.ABSENT
+        if unit.residency is Residency.RESIDENT:  # in the step that would have finished it
+            unit.users -= 1
+            assert not unit.users, "a request was seated on a unit whose encoding was taken back"
         self._release_blocks(unit)
-        if given_up:
-            unit.residency = Residency.ABSENT
-            self._forget_if_idle(unit)
+        unit.residency = Residency.ABSENT if given_up else Residency.ENCODING
+        self._forget_if_idle(unit)
 
     def shared_blocks(self, ranges: Iterable[SharedBlocks]) -> list[KVCacheBlock]:
         """The physical blocks of shared ranges, in order."""

@@ -52,5 +52,19 @@ class RowStore:
         keys = [pair[0][:, r.start : r.end].unbind() for pair, r in pairs if pair is not None]
         values = [pair[1][:, r.start : r.end].unbind() for pair, r in pairs if pair is not None]
         assert len(keys) == len(ranges), "a unit's rows are asked for before they are computed"
-        for layer_keys, layer_values in zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True):
-            yield torch.cat(layer_keys), torch.cat(layer_values)
+        if len(ranges) == 1:
+            return zip(keys[0], values[0], strict=True)
+        return zip(
+            map(torch.cat, zip(*keys, strict=True)), map(torch.cat, zip(*values, strict=True)), strict=True
+        )
+
+    def gather_layer(self, ranges: Sequence[EdgeRows], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``gather``, of one layer: for rows that are written in the course of a step."""
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        for rows in ranges:
+            pair = self._rows[rows.unit]
+            assert pair is not None, "a unit's rows are asked for before they are computed"
+            keys.append(pair[0][layer, rows.start : rows.end])
+            values.append(pair[1][layer, rows.start : rows.end])
+        return torch.cat(keys), torch.cat(values)

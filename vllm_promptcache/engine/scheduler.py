@@ -23,6 +23,7 @@ from vllm_promptcache.blocks.composition import (
     UnitKey,
     compose_encoding,
 )
+from vllm_promptcache.blocks.geometry import UnitGeometry
 from vllm_promptcache.blocks.heads import take_from_heads
 from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
 from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, ranges_from_wire, texts_from_wire
@@ -93,7 +94,6 @@ class PromptCacheScheduling(Base):
             composed = self._compose(request, wire)
         except (LookupError, TypeError, ValueError):
             logger.exception("Request %s cannot be composed", request.request_id)
-            request.update_block_hashes()
             super().add_request(request)
             self.grammar_compile_error_reqs.add(request.request_id)
             return
@@ -114,38 +114,41 @@ class PromptCacheScheduling(Base):
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
         texts = self.catalog.keyed(unknown, given, variant)
         composition = composition_from_wire(wire, lambda digest: (digest, variant))
-        named: list[UnitKey] = []
-
-        def named_head(key: UnitKey, end: int) -> UnitKey:
-            head = head_key(key, end)
-            if head not in named:
-                named.append(self.store.name_head(key, end))
-            return head
-
+        named: dict[UnitKey, StoredUnit] = {}
         try:
             for key in composition.unit_keys:
-                self.store.name(key, texts)
-                named.append(key)
+                named[key] = self.store.name(key, texts)
             if repaired:
-                geometries = {key: self.store.units[key].geometry for key in composition.unit_keys}
-                composition = take_from_heads(composition, geometries, named_head)
-            stored = {key: self.store.units[key] for key in composition.unit_keys}
-            next_position = check_composition(
-                composition,
-                {key: unit.text for key, unit in stored.items()},
-                {key: unit.geometry for key, unit in stored.items()},
-                self.max_model_len,
-            )
-            self.store.check_room(composition)
+                composition = self._take_from_heads(composition, named)
+            units = {key: unit.geometry for key, unit in named.items()}
+            next_position = check_composition(composition, units, self.max_model_len)
+            self.store.check_room(named.values(), composition.num_tokens)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
-            composed = self._seated(request, composition, None, max(int(wire.get("history", 0)), 0))
+            history = max(int(wire.get("history", 0)), 0)
+            composed = self._seated(request, composition, units, num_history_tokens=history)
             composed.repaired_ranges = repaired
             return composed
         except (LookupError, TypeError, ValueError):
             for key in named:
                 self.store.unname(key)
             raise
+
+    def _take_from_heads(self, composition: Composition, named: dict[UnitKey, StoredUnit]) -> Composition:
+        """The composition with heads where ranges begin inside a block; ``named`` are its units then."""
+
+        def head_of(key: UnitKey, end: int) -> UnitKey:
+            head = head_key(key, end)
+            if head not in named:
+                named[head] = self.store.name_head(key, end)
+            return head
+
+        geometries = {key: unit.geometry for key, unit in named.items()}
+        taken = take_from_heads(composition, geometries, head_of)
+        for key in named.keys() - set(taken.unit_keys):
+            del named[key]
+            self.store.unname(key)
+        return taken
 
     def _variant(self, request: Request) -> Variant:
         """The variant of units that a request uses."""
@@ -156,10 +159,11 @@ class PromptCacheScheduling(Base):
         self,
         request: Request,
         composition: Composition,
+        units: Mapping[UnitKey, UnitGeometry],
+        *,
         encodes: UnitKey | None = None,
         num_history_tokens: int = 0,
     ) -> ComposedRequest:
-        units = {key: self.store.units[key].geometry for key in composition.unit_keys}
         seats = take_seats(composition, units, self.store.block_size)
         hasher = None
         if encodes is None and self._hash_function is not None:
@@ -232,9 +236,8 @@ class PromptCacheScheduling(Base):
             priority=asker.priority if asker is not None else 0,
         )
         self.store.name(unit.key, {})
-        for key in composition.unit_keys:
-            self.store.name(key, {})
-        self._admit(request, self._seated(request, composition, unit.key))
+        units = {key: self.store.name(key, {}).geometry for key in composition.unit_keys}
+        self._admit(request, self._seated(request, composition, units, encodes=unit.key))
         return request
 
     # -- steps -----------------------------------------------------------------------------------
@@ -262,8 +265,8 @@ class PromptCacheScheduling(Base):
         composed = self.composed[request.request_id]
         key = composed.encodes
         if key is not None and request.num_computed_tokens >= request.num_prompt_tokens:
-            self.store.finish_encoding(key)
             composed.encodes = None
+            self.store.release((key,))
             self.store.unname(key)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable
-from typing import Any
+from hashlib import sha256
+from typing import Any, cast
 
 from vllm.v1.core.kv_cache_utils import BlockHash, hash_block_tokens
 from vllm.v1.request import Request
@@ -18,7 +20,7 @@ class StreamHasher:
     The chain is seeded by everything the stream's states rest on besides its new tokens: units and
     ranges reused, positions, and the variant (adapter and tenant) that all of its units have. The length
     of the last run is left out, so a longer conversation over the same modules continues the same chain.
-    A seed is an extra key, so these hashes never equal a plain request's. Stands in for
+    A chain that begins with a seed never equals a plain request's. Stands in for
     ``Request._block_hasher``.
     """
 
@@ -31,13 +33,20 @@ class StreamHasher:
     ):
         *items, last = composition.items
         assert isinstance(last, Computed)
-        described = tuple(
-            (i.first_position, i.num_tokens) if isinstance(i, Computed) else (i.unit[0], i.start, i.end)  # type: ignore[index]  # a digest and a variant
-            for i in items
-        )
-        self._seed = ("prompt_cache", repr(variant), described, last.first_position)
+        seed = sha256(repr((variant, last.first_position)).encode())
+        numbers = array("q")
+        for item in items:
+            if isinstance(item, Computed):
+                numbers.extend((-1, *item))
+            else:
+                (digest, _), start, end = cast(tuple[tuple[str, Hashable], int, int], item)
+                seed.update(digest.encode())
+                numbers.extend((0, start, end))
+        seed.update(numbers.tobytes())
+        self._seed = ("prompt_cache", seed.digest())
         self._hash_function = hash_function
         self._seats = seats
+        self._first_new_offset = int(seats.offsets[0])
 
     def __call__(self, request: Request) -> list[BlockHash]:
         """Hashes of the blocks that became full since the last call; shared blocks have none (``b""``)."""
@@ -48,17 +57,20 @@ class StreamHasher:
         end = request.num_tokens // size - shared
         if start >= end:
             return new
-        parent = hashes[-1] if start else None
+        parent = hashes[-1] if start else BlockHash(self._hash_function(self._seed))
         for block in range(start, end):
-            low, high = self._new_tokens_before(block * size), self._new_tokens_before((block + 1) * size)
-            first = seats.num_cached_tokens
-            tokens = request.all_token_ids[first + low : first + high]
-            parent = hash_block_tokens(self._hash_function, parent, tokens, None if block else self._seed)
+            if (block + 1) * size <= self._first_new_offset:  # edge rows only: the seed says which
+                parent = BlockHash(sha256(parent).digest())
+            else:
+                parent = hash_block_tokens(self._hash_function, parent, self._new_tokens_in(block, request))
             new.append(parent)
         return new
 
-    def _new_tokens_before(self, offset: int) -> int:
-        return new_tokens_before(self._seats, offset)
+    def _new_tokens_in(self, block: int, request: Request) -> list[int]:
+        seats = self._seats
+        low, high = (new_tokens_before(seats, (block + i) * seats.block_size) for i in (0, 1))
+        first = seats.num_cached_tokens
+        return request.all_token_ids[first + low : first + high]
 
 
 def new_tokens_before(seats: Seats, offset: int) -> int:

@@ -156,7 +156,7 @@ def _module_structure(module: ModuleLayout) -> list[Any]:
         module.cache,
         [module.union.index, module.union.name] if module.union else None,
         module.unit.digest if module.unit else None,
-        [[segment.token_ids.tolist(), segment.position_ids.tolist()] for segment in new],
+        [[list(segment.token_ids), segment.position_ids.tolist()] for segment in new],
         [_parameter_structure(parameter) for parameter in module.parameters.values()],
         module.roles,
     ]
@@ -164,5 +164,5 @@ def _module_structure(module: ModuleLayout) -> list[Any]:
 
 def _parameter_structure(parameter: ParameterLayout) -> list[Any]:
     default = parameter.default.segment if parameter.default else None
-    token_ids = default.token_ids.tolist() if isinstance(default, NewSegment) else None
+    token_ids = list(default.token_ids) if isinstance(default, NewSegment) else None
     return [parameter.name, parameter.start, parameter.num_positions, parameter.required, token_ids]

@@ -58,6 +58,4 @@ def make_pieces(unit: Unit) -> tuple[Piece, ...]:
 
 def new_piece(token_ids: Sequence[int], start: int, source: str) -> Piece:
     """New tokens from position `start` on; at least one."""
-    end = start + len(token_ids)
-    segment = NewSegment(np.array(token_ids, np.int64), np.arange(start, end, dtype=np.int64), source)
-    return Piece(start, end, segment)
+    return Piece(start, start + len(token_ids), NewSegment(token_ids, start, source))

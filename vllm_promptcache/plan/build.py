@@ -205,8 +205,8 @@ def _end_in_new(segments: tuple[Segment, ...], resolution: Resolution) -> tuple[
     if isinstance(last, NewSegment):
         return segments
     index = last.end - 1
-    ids, positions = last.unit.token_ids[index : last.end], last.unit.position_ids[index : last.end]
-    recomputed = NewSegment(ids, positions, _source_of(int(positions[0]), resolution))
+    position = int(last.unit.position_ids[index])
+    recomputed = NewSegment([last.unit.token_list[index]], position, _source_of(position, resolution))
     if index == last.start:
         return (*segments[:-1], recomputed)
     return (*segments[:-1], CachedSegment(last.unit, last.start, index), recomputed)

@@ -38,7 +38,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
     return {
         "new": True,
         **({"repaired": True} if segment.is_repair else {}),
-        "token_ids": segment.token_ids.tolist(),
+        "token_ids": list(segment.token_ids),
         "position_ids": segment.position_ids.tolist(),
         "source": segment.source,
     }

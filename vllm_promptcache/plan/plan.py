@@ -6,6 +6,7 @@ a plan alone anyone can compute a prompt's exact logits with an explicit attenti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,22 +31,21 @@ class CachedSegment:
 
     def renew(self, end: int, repair: str) -> NewSegment:
         """The tokens from the start up to ``end``, new: ``repair`` names why."""
-        tokens = slice(self.start, end)
-        ids, positions = self.unit.token_ids[tokens], self.unit.position_ids[tokens]
-        return NewSegment(ids, positions, f"{repair}:{self.unit.id}", is_repair=True)
+        first_position = int(self.unit.position_ids[self.start])
+        source = f"{repair}:{self.unit.id}"
+        return NewSegment(self.unit.token_list[self.start : end], first_position, source, is_repair=True)
 
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
-    """Tokens that are computed for this request.
+    """Tokens that are computed for this request, at consecutive positions from ``first_position`` on.
 
-    ``token_ids`` and ``position_ids`` are int64 arrays of shape ``(tokens,)``; positions increase by
-    one from token to token. ``source`` says where the text comes from, as ``prompt:LINE``.
+    ``token_ids`` are not to be changed. ``source`` says where the text comes from, as ``prompt:LINE``.
     ``is_repair`` is true for tokens that a unit holds and that a repair has computed anew.
     """
 
-    token_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
+    token_ids: Sequence[int]
+    first_position: int
     source: str
     is_repair: bool = False
 
@@ -53,6 +53,11 @@ class NewSegment:
     def num_tokens(self) -> int:
         """How many tokens the segment computes."""
         return len(self.token_ids)
+
+    @property
+    def position_ids(self) -> NDArray[np.int64]:
+        """The tokens' positions, of shape ``(tokens,)``."""
+        return np.arange(self.first_position, self.first_position + len(self.token_ids), dtype=np.int64)
 
 
 Segment = CachedSegment | NewSegment
@@ -104,4 +109,4 @@ class Plan:
         """The position of the first generated token: one after the last new token's."""
         last = self.segments[-1]
         assert isinstance(last, NewSegment), "a plan ends in new tokens"
-        return int(last.position_ids[-1]) + 1
+        return last.first_position + last.num_tokens

@@ -22,15 +22,15 @@ def find_schema_files(path: Path) -> list[Path]:
 
 def read_source(path: Path, limits: Limits) -> Source:
     """A document's bytes. Raises PMLError: 413 where it is too large, else 400 where it can't be read."""
-    nowhere = Place(Source(str(path), b""), 0, None, "")
+    unread = Source(str(path), b"")
     try:
         with path.open("rb") as file:
             data = file.read(limits.max_document_bytes + 1)
     except OSError as error:
-        raise PMLError([nowhere.issue(f"cannot be read: {error.strerror}")]) from None
+        raise PMLError([unread.issue(f"cannot be read: {error.strerror}")]) from None
     if len(data) > limits.max_document_bytes:
         what = f"is larger than the {limits.max_document_bytes} bytes that are allowed"
-        raise PMLError([nowhere.issue(what)], TOO_LARGE)
+        raise PMLError([unread.issue(what)], TOO_LARGE)
     return Source(str(path), data)
 
 

@@ -13,7 +13,7 @@ from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
 from vllm_promptcache.pml.prompt_parser import PromptParser
 from vllm_promptcache.pml.reader import Element, read_element
 from vllm_promptcache.pml.schema_parser import SchemaParser
-from vllm_promptcache.pml.source import Place, Source
+from vllm_promptcache.pml.source import Source
 from vllm_promptcache.pml.space import COMPACT, is_white
 
 DEFAULT_LIMITS = Limits()
@@ -40,14 +40,14 @@ def load_schema_file(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Docum
 def _to_bytes(text: str | bytes, where: str, limits: Limits) -> bytes:
     if isinstance(text, bytes):
         return text
-    nowhere = Place(Source(where, b""), 0, None, "")
     if len(text) > limits.max_document_bytes:
         what = f"the document is larger than the {limits.max_document_bytes} bytes that are allowed"
-        raise PMLError([nowhere.issue(what)], TOO_LARGE)
+        raise PMLError([Source(where, b"").issue(what)], TOO_LARGE)
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise PMLError([nowhere.issue("the document is not Unicode text: it has a lone surrogate")]) from None
+        what = "the document is not Unicode text: it has a lone surrogate"
+        raise PMLError([Source(where, b"").issue(what)]) from None
 
 
 def _parse(source: Source, limits: Limits, folder: Path | None) -> Document:

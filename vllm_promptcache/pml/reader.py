@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.parsers.expat as expat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vllm_promptcache.errors import TOO_LARGE, PMLError
 from vllm_promptcache.pml.limits import Limits
@@ -18,7 +18,7 @@ class Element:
     tag: str
     attributes: dict[str, str]
     place: Place
-    children: list[Element | Characters] = field(default_factory=list)
+    children: list[Element | Characters]
 
 
 @dataclass(slots=True)
@@ -35,11 +35,10 @@ def read_element(source: Source, limits: Limits) -> Element:
     Raises PMLError: status 413 if the document is larger than `limits.max_document_bytes`, else 400 for
     anything that is not well-formed, not UTF-8, nested too deep or has a DTD. Never repairs.
     """
-    nowhere = Place(source, 0, None, "")
-    if len(source.data) > limits.max_document_bytes:
-        found, allowed = len(source.data), limits.max_document_bytes
-        raise PMLError([nowhere.issue(f"the document has {found} bytes; {allowed} are allowed")], TOO_LARGE)
-    _require_utf8(source.data, nowhere)
+    found, allowed = len(source.data), limits.max_document_bytes
+    if found > allowed:
+        raise PMLError([source.issue(f"the document has {found} bytes; {allowed} are allowed")], TOO_LARGE)
+    _require_utf8(source)
     reader = _Reader(source, limits)
     try:
         reader.parser.Parse(source.data, True)
@@ -50,15 +49,15 @@ def read_element(source: Source, limits: Limits) -> Element:
     return reader.root
 
 
-def _require_utf8(data: bytes, nowhere: Place) -> None:
+def _require_utf8(source: Source) -> None:
     """Expat takes the encoding it is given for a proposal: it goes on to recognize UTF-16."""
     try:
-        data.decode()
-        offset = data.find(b"\0")
+        source.data.decode()
+        offset = source.data.find(b"\0")
     except UnicodeDecodeError as error:
         offset = error.start
     if offset >= 0:
-        raise PMLError([nowhere._replace(offset=offset).issue("the document is not UTF-8 text")])
+        raise PMLError([source.issue("the document is not UTF-8 text", offset)])
 
 
 class _Reader:
@@ -89,11 +88,12 @@ class _Reader:
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         stack = self._stack
-        parent = stack[-1].place if stack else None
-        place = Place(self._source, self.parser.CurrentByteIndex, parent, tag, attributes.get("name"))
-        element = Element(tag, attributes, place)
-        if stack:
-            stack[-1].children.append(element)
+        parent = stack[-1] if stack else None
+        around = parent.place if parent else None
+        place = Place(self._source, self.parser.CurrentByteIndex, around, tag, attributes.get("name"))
+        element = Element(tag, attributes, place, [])
+        if parent:
+            parent.children.append(element)
         else:
             self.root = element
         if len(stack) >= self._max_depth:
@@ -133,4 +133,4 @@ class _Reader:
         self._refuse("a document type declaration (DTD) is not allowed", max(offset, 0))
 
     def _refuse(self, what: str, offset: int = 0) -> None:
-        raise PMLError([Place(self._source, offset, None, "").issue(what)])
+        raise PMLError([self._source.issue(what, offset)])

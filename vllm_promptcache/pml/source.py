@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 from vllm_promptcache.errors import PMLIssue
 
@@ -46,6 +45,10 @@ class Source:
         match = _SPACE.match(self.data, offset)
         return match.end() if match else offset
 
+    def issue(self, what: str, offset: int = 0) -> PMLIssue:
+        """An issue of the document as a whole, or of a place outside any element."""
+        return Place(self, offset, None, "").issue(what)
+
     def attribute_offset(self, element_offset: int, attribute: str) -> int:
         """The offset of an attribute's name in the tag that starts at `element_offset`."""
         wanted = attribute.encode()
@@ -58,8 +61,10 @@ class Source:
         return element_offset
 
 
-class Place(NamedTuple):
-    """An element's, attribute's or text's place. A tuple because a hot path makes one an element."""
+# Not frozen, which would take longer: one is made for each element of a request.
+@dataclass(slots=True)
+class Place:
+    """An element's, attribute's or text's place; never changed."""
 
     source: Source
     offset: int
@@ -70,7 +75,7 @@ class Place(NamedTuple):
 
     def at(self, attribute: str) -> Place:
         """The place of one of the element's attributes."""
-        return self._replace(attribute=attribute)
+        return replace(self, attribute=attribute)
 
     @property
     def path(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
@@ -103,8 +105,7 @@ class Composer:
 
         A ``tenant`` has states of its own: an adapter, or a cache salt.
         """
-        encode = self._builder.encoder.encode
-        tails = [encode(text) if isinstance(text, str) else text for text in texts]
+        tails = [self._token_ids(text) for text in texts]
         entry, prompt = await self._read(pml)
         resolution = resolve_prompt(entry.layout, prompt, IssueList())
         return [self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
@@ -167,6 +168,12 @@ class Composer:
         if document.entries:
             self._memory.put(pml, document)
         return document
+
+    def _token_ids(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            return self._builder.encoder.encode(text)
+        # Scripts may bring arrays, or lists of their numbers.
+        return list(np.asarray(text, np.int64).tolist())
 
     def _continuation(self, previous_roles: Sequence[str], turns: Turns) -> list[int]:
         encoder = self._builder.encoder
