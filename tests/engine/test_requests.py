@@ -201,8 +201,8 @@ def test_a_plain_prompt_does_not_hit_a_composed_requests_own_blocks(engine: Engi
     (composed,) = engine.ask([prompt], greedy(64))
     for token_ids in (
         prompt_token_ids(prompt) + tokens_of(composed),
-        text.token_ids.tolist(),
-        [*text.token_ids.tolist(), *tokens_of(composed)],
+        list(text.token_ids),
+        [*text.token_ids, *tokens_of(composed)],
     ):
         (plain,) = engine.ask([token_ids], greedy(1))
         assert plain.num_cached_tokens == 0

@@ -7,7 +7,9 @@ told of, ``texts`` by digest. The prompt itself travels in position order.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -118,6 +120,12 @@ def ranges_from_wire(ranges: Iterable[Any]) -> tuple[tuple[int, int], ...]:
     if not all(type(number) is int for pair in pairs for number in pair):
         raise TypeError("ranges of repaired tokens are integers")
     return pairs
+
+
+def wire_identity(wire: Mapping[str, Any]) -> bytes:
+    """A digest of all that a composition says, but for the length of the last run."""
+    items = array("q", wire["items"][:-1])
+    return blake2b("".join(wire["units"]).encode() + items.tobytes(), digest_size=32).digest()
 
 
 def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -26,7 +26,13 @@ from vllm_promptcache.blocks.composition import (
 from vllm_promptcache.blocks.geometry import UnitGeometry
 from vllm_promptcache.blocks.heads import take_from_heads
 from vllm_promptcache.blocks.seats import edge_rows_from, take_seats
-from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, ranges_from_wire, texts_from_wire
+from vllm_promptcache.blocks.wire import (
+    EXTRA_ARG,
+    composition_from_wire,
+    ranges_from_wire,
+    texts_from_wire,
+    wire_identity,
+)
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
@@ -126,7 +132,9 @@ class PromptCacheScheduling(Base):
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - next_position)
             history = max(int(wire.get("history", 0)), 0)
-            composed = self._seated(request, composition, units, num_history_tokens=history)
+            composed = self._seated(
+                request, composition, units, seed=(*variant, wire_identity(wire)), num_history_tokens=history
+            )
             composed.repaired_ranges = repaired
             return composed
         except (LookupError, TypeError, ValueError):
@@ -162,12 +170,13 @@ class PromptCacheScheduling(Base):
         units: Mapping[UnitKey, UnitGeometry],
         *,
         encodes: UnitKey | None = None,
+        seed: Hashable = None,
         num_history_tokens: int = 0,
     ) -> ComposedRequest:
         seats = take_seats(composition, units, self.store.block_size)
         hasher = None
         if encodes is None and self._hash_function is not None:
-            hasher = StreamHasher(self._hash_function, composition, seats, self._variant(request))
+            hasher = StreamHasher(self._hash_function, seats, seed)
         token_ids = composition.cached_first(request.prompt_token_ids or [])
         compat.reorder_prompt(request, token_ids, hasher)
         return ComposedRequest(

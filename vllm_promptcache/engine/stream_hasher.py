@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Hashable
-from hashlib import sha256
-from typing import Any, cast
+from hashlib import blake2b
+from typing import Any
 
 from vllm.v1.core.kv_cache_utils import BlockHash, hash_block_tokens
 from vllm.v1.request import Request
 
-from vllm_promptcache.blocks.composition import Composition, Computed
 from vllm_promptcache.blocks.seats import Seats
 
 
 class StreamHasher:
     """Hashes the full blocks of a request's stream, in stream order.
 
-    The chain is seeded by everything the stream's states rest on besides its new tokens: units and
-    ranges reused, positions, and the variant (adapter and tenant) that all of its units have. The length
-    of the last run is left out, so a longer conversation over the same modules continues the same chain.
+    The chain's ``seed`` is everything the stream's states rest on besides its new tokens: units and
+    ranges reused, positions, and the variant (adapter and tenant) that all of its units have. Without the
+    length of the last run, so that a longer conversation over the same modules continues the same chain.
     A chain that begins with a seed never equals a plain request's. Stands in for
     ``Request._block_hasher``.
     """
 
-    def __init__(
-        self,
-        hash_function: Callable[[Any], bytes],
-        composition: Composition,
-        seats: Seats,
-        variant: Hashable,
-    ):
-        *items, last = composition.items
-        assert isinstance(last, Computed)
-        seed = sha256(repr((variant, last.first_position)).encode())
-        numbers = array("q")
-        for item in items:
-            if isinstance(item, Computed):
-                numbers.extend((-1, *item))
-            else:
-                (digest, _), start, end = cast(tuple[tuple[str, Hashable], int, int], item)
-                seed.update(digest.encode())
-                numbers.extend((0, start, end))
-        seed.update(numbers.tobytes())
-        self._seed = ("prompt_cache", seed.digest())
+    def __init__(self, hash_function: Callable[[Any], bytes], seats: Seats, seed: Hashable):
+        self._seed = ("prompt_cache", seed)
         self._hash_function = hash_function
         self._seats = seats
         self._first_new_offset = int(seats.offsets[0])
@@ -60,7 +40,7 @@ class StreamHasher:
         parent = hashes[-1] if start else BlockHash(self._hash_function(self._seed))
         for block in range(start, end):
             if (block + 1) * size <= self._first_new_offset:  # edge rows only: the seed says which
-                parent = BlockHash(sha256(parent).digest())
+                parent = BlockHash(blake2b(parent, digest_size=32).digest())
             else:
                 parent = hash_block_tokens(self._hash_function, parent, self._new_tokens_in(block, request))
             new.append(parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +19,8 @@ from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.nodes import SchemaNode
 
 DEFAULT_MIN_FREE_TOKENS = 16
+# One for all modules that have none, so that a prompt over many of them touches less memory.
+_NO_PARAMETERS: Mapping[str, ParameterLayout] = {}
 
 
 def build_layout(
@@ -104,7 +106,7 @@ class _Builder:
             children=children,
             unions={union.name: union for union in unions.values() if union.name is not None},
             union=union,
-            parameters={p.node.name: _parameter(p) for p in draft.parameters},
+            parameters={p.node.name: _parameter(p) for p in draft.parameters} or _NO_PARAMETERS,
             roles=tuple(draft.roles),
             source=draft.node.place.label("schema"),
         )

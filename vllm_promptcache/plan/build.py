@@ -70,24 +70,20 @@ def _choose_scaffolds(layout: SchemaLayout, mask: int) -> list[ScaffoldLayout]:
 def _included_pieces(
     resolution: Resolution, scaffolds: Sequence[ScaffoldLayout], layout: SchemaLayout
 ) -> list[Piece]:
-    """All pieces of included modules; sets the `end` of each of `resolution.included`."""
+    """All pieces of included modules, and of their arguments, whose ends it sets."""
     in_scaffolds = 0
     pieces: list[Piece] = []
     for scaffold in scaffolds:
         in_scaffolds |= scaffold.covered & resolution.mask
         pieces.extend(_scaffold_pieces(scaffold, resolution.mask))
-    # From the innermost out: a module ends where the last thing included in it ends.
-    for included in reversed(resolution.included):
+    for included in resolution.included:
         module = included.module
-        end = max(included.end, module.start if module.own_end is None else module.own_end)
-        for parameter in module.parameters.values():
-            piece = _argument(included, parameter, layout, resolution.issues)
-            if piece is not None:
-                pieces.append(piece)
-                end = max(end, piece.end)
-        included.end = end
-        if included.parent is not None and included.parent.end < end:
-            included.parent.end = end
+        if module.parameters:
+            for parameter in module.parameters.values():
+                piece = _argument(included, parameter, layout, resolution.issues)
+                if piece is not None:
+                    pieces.append(piece)
+                    included.end = max(included.end, piece.end)
         if not in_scaffolds >> module.index & 1:
             pieces += module.pieces
     return pieces
@@ -132,6 +128,16 @@ def _argument(
 # New text
 
 
+def _set_ends(included: Sequence[Included]) -> None:
+    """Sets the ends of included modules, which know those of their arguments only."""
+    # From the innermost out: a module ends where the last thing included in it ends.
+    for one in reversed(included):
+        module = one.module
+        one.end = max(one.end, module.start if module.own_end is None else module.own_end)
+        if one.parent is not None:
+            one.parent.end = max(one.parent.end, one.end)
+
+
 class _Writer:
     """Puts a prompt's own text where it belongs."""
 
@@ -145,6 +151,7 @@ class _Writer:
 
     def write(self) -> None:
         """Adds all new text to the track, in document order."""
+        _set_ends(self._resolution.included)
         for text in self._resolution.texts:
             if isinstance(text.node, MessageNode):
                 self._message(text.node)
