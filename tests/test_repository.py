@@ -27,7 +27,7 @@ STAGES: dict[str, set[str]] = {
 # The contract between the language and the engine: plain data that any stage may hold, from `layout` on.
 CONTRACT = ("vllm_promptcache.plan.unit", "vllm_promptcache.plan.plan")
 # These put the stages together and may import any of them.
-TOPS = {"arguments", "cli", "offline", "plugin", "__init__"}
+TOPS = {"advise", "arguments", "cli", "offline", "plugin", "__init__"}
 MAY_IMPORT_VLLM = {"engine", "server", "compat", "offline", "plugin"}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vllm_promptcache.repair import NONE, Repair
+
 CONFIG_KEY = "prompt_cache"
 
 
@@ -20,6 +22,7 @@ class PromptCacheConfig:
         max_schemas: how many schemas may be registered at once.
         min_free_tokens: positions that a schema leaves free for new text, at least.
         allow_request_schemas: whether requests and the API may bring schemas.
+        repair: what requests compute anew that do not say it themselves; a string is read as one.
     """
 
     schemas: tuple[str, ...] = ()
@@ -28,6 +31,7 @@ class PromptCacheConfig:
     max_schemas: int = 1000
     min_free_tokens: int = 16
     allow_request_schemas: bool = True
+    repair: Repair = NONE
 
     def __post_init__(self) -> None:
         if isinstance(self.schemas, str) or not all(isinstance(s, str) for s in self.schemas):
@@ -41,6 +45,11 @@ class PromptCacheConfig:
                 raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")
         if not isinstance(self.allow_request_schemas, bool):
             raise ValueError("prompt cache config: allow_request_schemas must be true or false")
+        if not isinstance(self.repair, Repair):
+            try:
+                object.__setattr__(self, "repair", Repair.parse(self.repair))
+            except ValueError as error:
+                raise ValueError(f"prompt cache config: {error}") from None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptCacheConfig:
@@ -64,7 +73,7 @@ class PromptCacheConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        return {**asdict(self), "schemas": list(self.schemas)}
+        return {**asdict(self), "schemas": list(self.schemas), "repair": str(self.repair)}
 
 
 def is_enabled(config: Any) -> bool:

@@ -6,12 +6,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import vllm
+from numpy.typing import NDArray
 from vllm import RequestOutput, SamplingParams
+from vllm.logprobs import FlatLogprobs
 from vllm.renderers.params import ChatParams
 
 from vllm_promptcache.config import CONFIG_KEY, PromptCacheConfig
+from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.explain import plan_to_json
+from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.registry.composer import ComposedPrompt
 from vllm_promptcache.registry.describe import details
 from vllm_promptcache.registry.documents import load_schema_files
@@ -19,6 +24,7 @@ from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.link import run_sync
 from vllm_promptcache.registry.loading import wait_until_encoded
 from vllm_promptcache.registry.options import PromptOptions
+from vllm_promptcache.repair import Repair
 from vllm_promptcache.server.admission import engine_input
 from vllm_promptcache.server.conversation import read_turns
 from vllm_promptcache.server.reports import RESPONSE_FIELD, take_report
@@ -88,14 +94,17 @@ class LLM(vllm.LLM):
         *,
         prompt: str | Sequence[int] = "",
         reuse: bool = True,
+        repair: str | Repair | None = None,
         use_tqdm: bool = False,
         lora_request: Any = None,
     ) -> list[RequestOutput]:
         """Generate after one or several prompts in PML; ``prompt`` follows each as new text.
 
-        With ``reuse=False`` the same tokens are computed at the same positions with full attention.
+        ``repair`` names what is computed anew of what the prompts include, if not what the settings say;
+        with ``reuse=False``, as with ``"full"``, the same tokens are computed at the same positions with
+        full attention.
         """
-        options, tenant = PromptOptions(reuse=reuse), lora_request is not None
+        options, tenant = PromptOptions.of(reuse=reuse, repair=repair), lora_request is not None
         composed = [self._compose_text(one, prompt, options, tenant) for one in _as_list(pml)]
         return self._run_composed(composed, sampling_params, use_tqdm, lora_request)
 
@@ -110,14 +119,15 @@ class LLM(vllm.LLM):
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         reuse: bool = True,
+        repair: str | Repair | None = None,
         use_tqdm: bool = False,
         lora_request: Any = None,
     ) -> list[RequestOutput]:
-        """Generate the next message of a chat that begins with a prompt in PML."""
+        """Generate the next message of a chat that begins with a prompt in PML; see `generate_pml`."""
         composed = self._compose_chat(
             pml,
             messages,
-            PromptOptions(reuse=reuse),
+            PromptOptions.of(reuse=reuse, repair=repair),
             tenant=lora_request is not None,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
@@ -133,14 +143,46 @@ class LLM(vllm.LLM):
         *,
         prompt: str | Sequence[int] = "",
         reuse: bool = True,
+        repair: str | Repair | None = None,
     ) -> dict[str, Any]:
         """The plan, as JSON, of what `generate_pml` or, with ``messages``, `chat_pml` would run."""
-        options = PromptOptions(reuse=reuse)
+        return plan_to_json(self.compose(pml, messages, prompt=prompt, reuse=reuse, repair=repair).plan)
+
+    # -- plans: for tools that change them -------------------------------------------------------
+
+    def compose(
+        self,
+        pml: str,
+        messages: Sequence[dict[str, Any]] | None = None,
+        *,
+        prompt: str | Sequence[int] = "",
+        reuse: bool = True,
+        repair: str | Repair | None = None,
+    ) -> ComposedPrompt:
+        """What `generate_pml` or, with ``messages``, `chat_pml` would run."""
+        options = PromptOptions.of(reuse=reuse, repair=repair)
         if messages is None:
-            composed = self._compose_text(pml, prompt, options, tenant=False)
-        else:
-            composed = self._compose_chat(pml, messages, options, tenant=False)
-        return plan_to_json(composed.plan)
+            return self._compose_text(pml, prompt, options, tenant=False)
+        return self._compose_chat(pml, messages, options, tenant=False)
+
+    def build_layout(self, schema: SchemaNode) -> SchemaLayout:
+        """A schema's layout for this model, without registering it. Raises PMLError."""
+        return self._prompt_cache.registry.builder.build([schema])[0]
+
+    def first_token_logprobs(self, prompts: Sequence[ComposedPrompt]) -> list[NDArray[np.float32]]:
+        """The log-probabilities of each prompt's first token over the vocabulary, ``(vocabulary,)``.
+
+        Needs ``max_logprobs=-1``. Raises RefusedError where a prompt cannot be run.
+        """
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, logprobs=-1, flat_logprobs=True, detokenize=False
+        )
+        outputs = self._run_composed(prompts, params, use_tqdm=False, lora_request=None)
+        return [_first_logprobs(output, self.model_config.get_vocab_size()) for output in outputs]
+
+    def prompt_cache_stats(self) -> dict[str, Any]:
+        """Units and blocks by use, limits, and the number of schemas, as the API's GET tells of them."""
+        return run_sync(self._prompt_cache.registry.stats())
 
     def _compose_text(
         self, pml: str, prompt: str | Sequence[int], options: PromptOptions, tenant: bool
@@ -216,6 +258,16 @@ class OfflineEngineLink:
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function here: nobody else waits."""
         return function()
+
+
+def _first_logprobs(output: RequestOutput, vocabulary: int) -> NDArray[np.float32]:
+    found = output.outputs[0].logprobs
+    if not found:
+        raise RefusedError("a prompt cannot be run: see the log")
+    assert isinstance(found, FlatLogprobs)
+    logprobs = np.full(vocabulary, -np.inf, np.float32)
+    logprobs[found.token_ids] = found.logprobs
+    return logprobs
 
 
 def _as_list(pml: str | Sequence[str]) -> list[str]:

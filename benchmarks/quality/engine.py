@@ -87,11 +87,6 @@ class QualityEngine:
         self._first_tokens = Forcing.first_tokens
         self._engine = LLMEngine.from_engine_args(arguments)
 
-    @property
-    def block_size(self) -> int:
-        """Tokens a block."""
-        return int(self._engine.vllm_config.cache_config.block_size)
-
     def ask(self, asks: Iterable[Ask]) -> dict[str, Answer]:
         """Run requests together; their answers by name."""
         for ask in asks:

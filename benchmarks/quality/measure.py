@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.quality.engine import Answer, Ask, QualityEngine
 from benchmarks.quality.metrics import Distribution, containment, divergence, exact_match, f1, first_line
@@ -45,7 +45,6 @@ class Quality:
         self._first_tokens = first_tokens
         self._measurement = measurement
         self._done = {(row["way"], row["id"]) for row in rows.rows}
-        self._heads = shared_heads([way.head_tokens for way in ways], engine.block_size)
 
     def run(self, questions: Sequence[Question]) -> None:
         """Ask all questions in all ways; rows are on disk after each chunk."""
@@ -65,7 +64,7 @@ class Quality:
         return ways
 
     def _measure(self, questions: Sequence[Question]) -> None:
-        prompts = [self._prompt(q, way) for q in questions for way in self._missing(q)]
+        prompts = [self._maker.make(q, way) for q in questions for way in self._missing(q)]
         firsts = self._one_for_each_prefix(prompts)
         answers = self._engine.ask(self._asks(firsts))
         answers |= self._engine.ask(self._asks([p for p in prompts if p not in firsts]))
@@ -77,10 +76,6 @@ class Quality:
                 rows.append(row)
         self._rows.append(rows)
         self._done |= {(row["way"], row["id"]) for row in rows}
-
-    def _prompt(self, question: Question, way: Way) -> Prompt:
-        prompt = self._maker.make(question, way)
-        return replace(prompt, head_tokens=self._heads[prompt.head_tokens])
 
     def _one_for_each_prefix(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """One full prefill for each set of passages: the others find its states."""
@@ -120,18 +115,6 @@ class Quality:
             "gold_tokens": len(gold.logprobs),
             "answer": text,
         }
-
-
-def shared_heads(heads: Sequence[int], block_size: int) -> dict[int, int]:
-    """For each number of link tokens the number that units are encoded for.
-
-    What is kept of a unit for link tokens is the block that they end in, so numbers that end in the same
-    block need one encoding. No link tokens need nothing kept, and take what there is.
-    """
-    largest: dict[int, int] = {}
-    for head in heads:
-        largest[head // block_size] = max(largest.get(head // block_size, 0), head)
-    return {head: largest[head // block_size] for head in heads}
 
 
 class Progress:

@@ -16,6 +16,7 @@ from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_resolved
 from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.parser import parse_document
 
@@ -61,13 +62,12 @@ class Prompt:
     """A question asked one way, as the engine takes it.
 
     ``num_recomputed`` counts the tokens that are computed although modules hold them, of
-    ``num_in_modules``. ``head_tokens`` is what units are encoded for (``plan_to_wire``).
+    ``num_in_modules``.
     """
 
     way: Way
     question: Question
     plan: Plan
-    head_tokens: int
     num_recomputed: int
     num_in_modules: int
 
@@ -83,10 +83,7 @@ class Prompt:
         and only for full prefill, so that questions over the same passages need not prefill them again.
         """
         history = self.plan.num_new_tokens if found_by_prefix and self.way.is_full else 0
-        wire = plan_to_wire(
-            self.plan, with_texts=True, num_history_tokens=history, head_tokens=self.head_tokens
-        )
-        return {EXTRA_ARG: wire}
+        return {EXTRA_ARG: plan_to_wire(self.plan, with_texts=True, num_history_tokens=history)}
 
 
 class PromptMaker:
@@ -101,9 +98,8 @@ class PromptMaker:
     def make(self, question: Question, way: Way) -> Prompt:
         """The prompt of a question asked one way."""
         plan = self.plan(question, way.encoding)
-        repaired = way.apply(plan)
-        reused = plan.num_cached_tokens
-        return Prompt(way, question, repaired, way.head_tokens, reused - repaired.num_cached_tokens, reused)
+        asked = repaired(plan, way.repair)
+        return Prompt(way, question, asked, asked.num_repaired_tokens, plan.num_cached_tokens)
 
     def plan(self, question: Question, encoding: str) -> Plan:
         """The plan of a question over modules, before anything is repaired."""

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.quality.engine import EngineSettings, QualityEngine
-from benchmarks.quality.measure import Measurement, Quality, shared_heads
+from benchmarks.quality.measure import Measurement, Quality
 from benchmarks.quality.metrics import Distribution, divergence
 from benchmarks.quality.prompts import PromptMaker
 from benchmarks.quality.questions import Passage, Question
@@ -102,7 +102,7 @@ def test_rows_against_the_oracle(
             coarse = divergence(Distribution.of(full[0].numpy(), 1024), expected[0].numpy())
             assert row["kl"] == pytest.approx(coarse, abs=MAX_ERROR), (way, question.id)
             assert coarse <= kl + 1e-6
-            if not way.repairs:
+            if not way.parts:
                 assert row["recomputed"] == (row["in_modules"] if way.is_full else 0)
             else:
                 assert 0 < row["recomputed"] <= row["in_modules"]
@@ -140,7 +140,3 @@ def test_times(engine: QualityEngine, maker: PromptMaker) -> None:
 
     ask = Ask("t", maker.make(QUESTIONS[0], Way.read("context+link:8")), max_tokens=1)
     assert 0 < engine.time_to_first_token(ask) < math.inf
-
-
-def test_heads_of_one_block_are_one() -> None:
-    assert shared_heads([0, 8, 16, 31, 32, 64], 32) == {0: 31, 8: 31, 16: 31, 31: 31, 32: 32, 64: 64}

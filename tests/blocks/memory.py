@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_promptcache.blocks.composition import Composition, Computed, UnitKey, UnitText, compose_encoding
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.rows import Chunk, moved_tokens, positions_of, split_rows
 from vllm_promptcache.blocks.seats import Seats, take_seats
 
@@ -36,9 +37,9 @@ class Memory:
     def slot(self, table: Sequence[int], logical: int) -> int:
         return table[logical // self.block_size] * self.block_size + logical % self.block_size
 
-    def store(self, key: UnitKey, text: UnitText, head_tokens: int = 0) -> UnitGeometry:
+    def store(self, key: UnitKey, text: UnitText) -> UnitGeometry:
         """Lay a unit out and write all its tokens where the geometry says they are kept."""
-        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, head_tokens, text.breaks)
+        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
         self.geometries[key] = geometry
         self.blocks[key] = self.take(geometry.num_blocks)
         self.rows[key] = {}
@@ -52,6 +53,14 @@ class Memory:
                 assert row not in self.rows[key], "two tokens in one edge row"
                 self.rows[key][row] = (key, token)
         return geometry
+
+    def store_head(self, key: UnitKey, text: UnitText, end: int) -> UnitKey:
+        """Keep the rows of a unit's head: the same tokens as the unit's own."""
+        head = (key, end)
+        geometry = self.geometries[head] = lay_out_head(head_text(text, end), self.block_size)
+        self.blocks[head] = []
+        self.rows[head] = {row: (key, token) for token, row in enumerate(geometry.rows.tolist()) if row >= 0}
+        return head
 
 
 class Running:

@@ -2,7 +2,6 @@
 
 import numpy as np
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, worlds
 from vllm_promptcache.blocks.geometry import find_pieces, lay_out_unit
@@ -35,11 +34,11 @@ def test_a_unit_without_tokens_has_no_pieces() -> None:
     assert (len(geometry.piece_starts), geometry.num_blocks, geometry.num_rows) == (0, 0, 0)
 
 
-@given(worlds(max_units=1), st.integers(0, 40))
-def test_every_kept_token_is_stored_and_no_slot_is_shared(world: World, head_tokens: int) -> None:
+@given(worlds(max_units=1))
+def test_every_kept_token_is_stored_and_no_slot_is_shared(world: World) -> None:
     size = world.block_size
     for unit in world.units.values():
-        geometry = lay_out_unit(unit.position_ids, unit.kept, size, head_tokens, unit.breaks)
+        geometry = lay_out_unit(unit.position_ids, unit.kept, size, unit.breaks)
         kept = np.flatnonzero(unit.kept)
         stored = geometry.slots >= 0
         rows = geometry.rows >= 0
@@ -53,7 +52,7 @@ def test_every_kept_token_is_stored_and_no_slot_is_shared(world: World, head_tok
 def test_each_piece_begins_on_a_block_and_its_last_block_is_kept_as_rows(world: World) -> None:
     size = world.block_size
     for unit in world.units.values():
-        geometry = lay_out_unit(unit.position_ids, unit.kept, size, breaks=unit.breaks)
+        geometry = lay_out_unit(unit.position_ids, unit.kept, size, unit.breaks)
         pieces = zip(geometry.piece_starts.tolist(), geometry.piece_ends.tolist(), strict=True)
         for index, (start, end) in enumerate(pieces):
             whole = (end - start) // size * size

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tests.blocks.memory import Memory, Running, encoding_of, expected_seen, step
 from tests.blocks.strategies import World, compositions, worlds
 from vllm_promptcache.blocks.composition import Composition
+from vllm_promptcache.blocks.heads import take_from_heads
 
 
 def check(request: Running, composition: Composition, num_generated: int = 0) -> None:
@@ -65,8 +66,14 @@ def test_heads_of_units_can_be_computed_anew(data: st.DataObject, world: World) 
     composition = data.draw(compositions(world, head_tokens))
     memory = Memory(world.block_size)
     for name, unit in world.units.items():
-        memory.store(name, unit, head_tokens)
-    request = Running(memory, composition, "request")
+        memory.store(name, unit)
+    taken = take_from_heads(
+        composition,
+        memory.geometries,
+        lambda name, end: memory.store_head(name, world.units[str(name)], end),
+    )
+    request = Running(memory, taken, "request")
+    assert request.seats.num_cached_tokens == taken.num_cached_tokens == composition.num_cached_tokens
     step([(request, composition.num_tokens - composition.num_cached_tokens)])
     check(request, composition)
 

@@ -104,6 +104,7 @@ def test_explain_prints_the_page_s_json(
         "digest",
         "num_cached_tokens",
         "num_new_tokens",
+        "num_repaired_tokens",
         "next_position",
         "units",
         "segments",
@@ -128,6 +129,25 @@ def test_explain_draws_a_picture(
     assert max(len(line) for line in picture.splitlines()) <= 130
     drawn = next(line for line in picture.splitlines() if line.startswith("0 "))
     assert set("█▒·") <= set(drawn)
+
+
+def test_explain_shows_what_a_repair_computes_anew(
+    folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "travel.pml").write_text(SCHEMA.format("sea").replace("<schema ", "<schema encode='isolated' "))
+    given = ("explain", "--model", embedded_model, "--schema", "travel.pml", "--prompt", "ask.xml")
+    assert run(*given, "--repair", "link:3+tail") == 0
+    picture = capsys.readouterr().out
+    assert "of them repaired)" in picture and "◆ repaired" in picture
+    assert "◆ link:travel/plan/alps" in picture and "◆ tail:travel/plan" in picture
+    assert run(*given, "--repair", "link:3+tail", "--json") == 0
+    explained = json.loads(capsys.readouterr().out)
+    repaired = [segment["source"] for segment in explained["segments"] if segment.get("repaired")]
+    assert repaired == ["link:travel/plan", "tail:travel/plan", "link:travel/plan/alps"]
+    assert explained["num_repaired_tokens"] > 6
+    with pytest.raises(SystemExit):
+        run(*given, "--repair", "link:zero")
+    assert "unknown repair 'link:zero'; allowed are 'none', 'full', 'link:K'" in capsys.readouterr().err
 
 
 def test_explain_reports_what_is_wrong(

@@ -23,8 +23,8 @@ class Oracle:
         self._models: dict[Path, Any] = {}
         self._answers: dict[tuple[Path, str, int], Answer] = {}
 
-    def __call__(self, model: Path, plan: Plan, num_tokens: int) -> Answer:
-        explained = plan_to_json(plan)
+    def __call__(self, model: Path, plan: Plan | dict[str, Any], num_tokens: int) -> Answer:
+        explained = plan_to_json(plan) if isinstance(plan, Plan) else plan
         digest = sha256(json.dumps(explained).encode()).hexdigest()
         key = (model, digest, num_tokens)
         if key not in self._answers:

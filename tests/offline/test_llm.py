@@ -16,9 +16,11 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 from vllm import SamplingParams
 
 from tests.reference import greedy, load_reference_model
+from tests.repairs import repair as repaired_by_definition
 from vllm_promptcache import LLM
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.repair import Repair
 
 pytestmark = pytest.mark.engine
 
@@ -40,7 +42,7 @@ def llm(
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", request.param)
         llm = LLM(
             model=str(tiny_model),
-            prompt_cache={"schemas": [str(folder)]},
+            prompt_cache={"schemas": [str(folder)], "repair": "link:5"},
             dtype="float32",
             enforce_eager=True,
             max_model_len=2048,
@@ -68,14 +70,29 @@ def test_schemas_given_at_the_start_are_pinned(llm: LLM) -> None:
     assert (travel["name"], travel["pinned"]) == ("travel", False)
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_outputs_are_those_of_the_reference(llm: LLM, tiny_model: Path, reuse: bool) -> None:
-    explained = llm.explain(PROMPT, prompt=" And", reuse=reuse)
-    (output,) = llm.generate_pml(PROMPT, params(), prompt=" And", reuse=reuse)
-    tokens, _ = greedy(load_reference_model(tiny_model), explained, 6)
+@pytest.mark.parametrize(
+    ("options", "repair"),
+    [
+        ({}, "link:5"),
+        ({"repair": "none"}, "none"),
+        ({"repair": "link:150"}, "link:150"),
+        ({"repair": Repair(7, tail=True)}, "link:7+tail"),
+        ({"reuse": False}, "full"),
+    ],
+)
+def test_outputs_are_those_of_the_reference(
+    llm: LLM, tiny_model: Path, options: dict[str, Any], repair: str
+) -> None:
+    plain = llm.explain(PROMPT, prompt=" And", repair="none")
+    explained = llm.explain(PROMPT, prompt=" And", **options)
+    (output,) = llm.generate_pml(PROMPT, params(), prompt=" And", **options)
+    tokens, _ = greedy(load_reference_model(tiny_model), repaired_by_definition(plain, repair), 6)
     assert output.outputs[0].token_ids == tokens
     assert output.outputs[0].text == llm.get_tokenizer().decode(tokens)
-    assert output.prompt_cache["tokens_reused"] == explained["num_cached_tokens"]  # type: ignore[attr-defined]
+    report = output.prompt_cache  # type: ignore[attr-defined]
+    assert report["tokens_reused"] == explained["num_cached_tokens"]
+    assert report["tokens_repaired"] == plain["num_cached_tokens"] - explained["num_cached_tokens"]
+    assert bool(report["tokens_repaired"]) is (repair != "none")
     assert output.kv_transfer_params is None
     assert output.prompt is not None and output.prompt.endswith("deep and dry.  And")
 
@@ -138,6 +155,8 @@ def test_what_is_refused_leaves_nothing_behind(llm: LLM) -> None:
         llm.generate_pml([PROMPT, "<prompt schema='travel'><rain/></prompt>"], params())
     with pytest.raises(RefusedError, match="prompt_logprobs"):
         llm.generate_pml(PROMPT, params(prompt_logprobs=1))
+    with pytest.raises(RefusedError, match="unknown repair 'link'"):
+        llm.generate_pml(PROMPT, params(), repair="link")
     with pytest.raises(RefusedError, match="messages may be empty only"):
         llm.chat_pml(PROMPT, [], params())
     assert not llm.llm_engine.has_unfinished_requests()
@@ -150,5 +169,7 @@ def test_plain_prompts_work_beside(llm: LLM) -> None:
 
 
 def test_wrong_settings_and_schemas_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompt cache config: unknown repair 'link'"):
+        LLM(model="nowhere", prompt_cache={"repair": "link"})
     with pytest.raises(ValueError, match="unknown field pins"):
         LLM(model="nowhere", prompt_cache={"pins": 1})

@@ -34,11 +34,13 @@ MAX_MODEL_LEN = 1024
 class StoreLink:
     """A link to a block pool of `num_blocks`, of which `pin_limit` may be pinned."""
 
-    def __init__(self, num_blocks: int = 200, pin_limit: int = 20) -> None:
+    def __init__(self, num_blocks: int = 200, pin_limit: int = 20, link_tokens: int = 0) -> None:
         self.pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=BLOCK_SIZE)
         self.store = ModuleStore(self.pool, BLOCK_SIZE, pin_limit)
         self.catalog = UnitCatalog()
-        self.control = ModuleControl(self.store, self.catalog, Variant(), self._encode, lambda: None)
+        self.control = ModuleControl(
+            self.store, self.catalog, Variant(), self._encode, lambda: None, link_tokens
+        )
         self.calls: list[str] = []
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class FrontEnd:
             self.registry,
             Capacity.from_stats(run_sync(self.registry.stats())),
             allow_request_schemas=self.config.allow_request_schemas,
+            repair=self.config.repair,
         )
 
     def register(self, *documents: str, pin: bool = False) -> list[bool]:

@@ -12,6 +12,7 @@ from vllm_promptcache.registry.composer import ComposedPrompt, Turns
 from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.link import run_sync
 from vllm_promptcache.registry.options import PromptOptions
+from vllm_promptcache.repair import FULL, NONE, Repair
 
 TRAVEL = schema("travel", sea="by the sea. ", snow="in the snow. ")
 PROMPT = "<prompt schema='travel'><snow/></prompt>"
@@ -24,8 +25,8 @@ def front_end() -> FrontEnd:
     return front_end
 
 
-def text(front_end: FrontEnd, pml: object, *texts: str, **options: bool) -> list[ComposedPrompt]:
-    composing = front_end.composer.compose_texts(pml, PromptOptions(**options), texts or [""])
+def text(front_end: FrontEnd, pml: object, *texts: str, **options: object) -> list[ComposedPrompt]:
+    composing = front_end.composer.compose_texts(pml, PromptOptions.of(**options), texts or [""])
     return run_sync(composing)
 
 
@@ -88,7 +89,13 @@ def test_schemas_of_requests_are_laid_out_once(front_end: FrontEnd) -> None:
 
 def test_without_reuse_all_is_new_at_the_same_positions(front_end: FrontEnd) -> None:
     (prompt,) = text(front_end, PROMPT, "Go", reuse=False)
-    assert lines(prompt) == ["0 new travel: travel", "18 new travel/snow, prompt: in the snow. Go"]
+    assert lines(prompt) == [
+        "0 new full:travel: travel",
+        "18 new full:travel/snow: in the snow. ",
+        "31 new prompt: Go",
+    ]
+    (full,) = text(front_end, PROMPT, "Go", repair="full")
+    assert (lines(full), full.to_wire()) == (lines(prompt), prompt.to_wire())
     (reused,) = text(front_end, PROMPT, "Go")
     assert prompt.token_ids == reused.token_ids
     assert (prompt.plan.units, prompt.plan.num_cached_tokens) == ((), 0)
@@ -158,6 +165,19 @@ def test_generation_ends_where_positions_run_out(front_end: FrontEnd) -> None:
         text(front_end, PROMPT, "x" * 993)
 
 
+def test_blocks_that_link_tokens_cut_are_private() -> None:
+    front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
+    front_end.register(schema("s", m="m" * 70, n="n" * 70))
+    # A block of each of two is shared no more, and of one none.
+    pml = "<prompt schema='s'><m/><n/></prompt>"
+    for link_tokens, num_cut in ((16, 16), (17, 32), (70, 64)):
+        (plain,), (linked,) = (
+            text(front_end, pml, "x", repair=repair) for repair in ("none", f"link:{link_tokens}")
+        )
+        in_blocks = 4 if link_tokens == 70 else 0  # all of n is new: its blocks are not needed
+        assert linked.max_new_tokens == plain.max_new_tokens - num_cut + 16 * in_blocks
+
+
 def test_generation_ends_where_blocks_run_out() -> None:
     front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
     front_end.register(schema("s", m="m" * 100))
@@ -186,8 +206,15 @@ def test_a_prompt_that_could_never_be_admitted_is_refused(num_tokens: int) -> No
     [
         ([], "must be an object"),
         ({"reus": False}, "unknown option 'reus'; did you mean 'reuse'"),
-        ({"repair": "link:16", "ttl": 5}, r"unknown option 'repair'.*'ttl' \(known options: reuse\)"),
+        ({"repair": "link:16", "ttl": 5}, r"unknown option 'ttl'.*\(known options: reuse, repair\)"),
         ({"reuse": "no"}, "true or false"),
+        ({"repair": "lnk:16"}, "unknown repair 'lnk:16'; allowed are 'none', 'full', 'link:K'"),
+        ({"repair": 16}, "unknown repair 16"),
+        ({"repair": "link:0"}, "so many tokens are not allowed.*from 1 to 1024"),
+        (
+            {"reuse": False, "repair": "link:16"},
+            "without 'reuse' all is computed, as with 'full', not 'link:16'",
+        ),
     ],
 )
 def test_wrong_options(value: object, what: str) -> None:
@@ -197,5 +224,29 @@ def test_wrong_options(value: object, what: str) -> None:
 
 
 def test_options() -> None:
-    assert PromptOptions.from_request(None) == PromptOptions.from_request({}) == PromptOptions(True)
-    assert PromptOptions.from_request({"reuse": False}) == PromptOptions(False)
+    assert PromptOptions.from_request(None) == PromptOptions.from_request({"reuse": True}) == PromptOptions()
+    assert PromptOptions.from_request({"reuse": False}) == PromptOptions(FULL)
+    assert PromptOptions.from_request({"reuse": False, "repair": "full"}) == PromptOptions(FULL)
+    assert PromptOptions.from_request({"repair": "none"}) == PromptOptions(NONE)
+    assert PromptOptions.from_request({"repair": "tail+link:8"}) == PromptOptions(Repair(8, tail=True))
+
+
+def test_repairs_are_the_request_s_or_the_default() -> None:
+    front_end = FrontEnd(repair="link:4")
+    front_end.register(TRAVEL.replace("<schema ", "<schema encode='isolated' "))
+    (default,), (other,), (none,) = (
+        text(front_end, PROMPT, "Go", **options) for options in ({}, {"repair": "link:2"}, {"repair": "none"})
+    )
+    assert lines(default)[1:3] == ["18 new link:travel/snow: in t", "22 travel/snow: he snow. "]
+    assert [p.plan.num_repaired_tokens for p in (default, other, none)] == [4, 2, 0]
+    assert default.to_wire()["repaired"] == [[0, 4]]
+    assert "repaired" not in none.to_wire()
+    assert default.token_ids == none.token_ids
+
+
+def test_later_turns_find_repaired_tokens_too(front_end: FrontEnd) -> None:
+    said = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    for repair, finds in (("link:4", True), ("full", False)):
+        composing = front_end.composer.compose_chat(PROMPT, PromptOptions.of(repair=repair), Turns(said))
+        prompt = run_sync(composing)
+        assert prompt.num_history_tokens == (prompt.plan.num_new_tokens if finds else 0)

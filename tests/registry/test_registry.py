@@ -210,3 +210,19 @@ def test_a_coroutine_that_waits_is_no_script() -> None:
     with pytest.raises(RuntimeError, match="event loop"):
         run_sync(waits())
     assert threading.active_count() >= 1
+
+
+def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -> None:
+    plain, linked = FrontEnd(), FrontEnd(StoreLink(link_tokens=5), repair="link:5")
+    for front_end in (plain, linked):
+        front_end.register(TRAVEL, pin=True)
+    stores = [front_end.link.store for front_end in (plain, linked)]
+    assert stores[0].num_pinned_blocks == stores[1].num_pinned_blocks
+    pinned = [store.stats()["units_pinned"] for store in stores]
+    assert pinned[1] > pinned[0]
+    assert linked.residencies("travel") == plain.residencies("travel")
+    run_sync(linked.registry.unpin("travel"))
+    assert stores[1].stats()["units_pinned"] == 0
+    run_sync(linked.registry.warm("travel"))
+    run_sync(linked.registry.remove("travel"))
+    assert not stores[1].units

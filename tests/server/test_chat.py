@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.reference import greedy, load_reference_model
+from tests.repairs import repair as repaired_by_definition
 from tests.server.support import ASKED, MESSAGES, PROMPT
 
 TOOLS: Any = [{"type": "function", "function": {"name": "book", "parameters": {"type": "object"}}}]
@@ -50,6 +51,29 @@ def test_answers_are_those_of_the_reference(
     assert answer.usage.prompt_tokens == explained["num_cached_tokens"] + explained["num_new_tokens"]
     assert answer.usage.prompt_tokens_details.cached_tokens == explained["num_cached_tokens"]
     assert bool(explained["num_cached_tokens"]) is not bool(options)
+
+
+@pytest.mark.parametrize("repair", ["link:5", "link:130+tail", "tail", "full", "none"])
+def test_repairs_compute_anew_what_their_definition_says(
+    client: openai.OpenAI, http: httpx.Client, tiny_model: Path, repair: str
+) -> None:
+    options = {"prompt_cache": {"repair": repair}}
+    body = {"model": "tiny", "messages": MESSAGES, "pml": PROMPT}
+    defined = repaired_by_definition(http.post("/explain", json=body).json(), repair)
+    explained = http.post("/explain", json=body | options).json()
+    answer = ask(client, return_token_ids=True, ignore_eos=True, **options)
+    tokens, _ = greedy(load_reference_model(tiny_model), defined, 8)
+    assert answer.choices[0].token_ids == tokens
+    num_repaired = defined["num_cached_tokens"] - explained["num_cached_tokens"]
+    assert bool(num_repaired) is (repair != "none")
+    assert answer.prompt_cache == {
+        "modules_resident": len({s["unit"] for s in explained["segments"] if "unit" in s}),
+        "modules_encoded": 0,
+        "tokens_reused": explained["num_cached_tokens"],
+        "tokens_new": defined["num_new_tokens"] + num_repaired,
+        "tokens_repaired": num_repaired,
+    }
+    assert answer.usage.prompt_tokens_details.cached_tokens == explained["num_cached_tokens"]
 
 
 def test_the_response_says_what_was_reused(client: openai.OpenAI) -> None:

@@ -56,7 +56,13 @@ def test_wrong_documents(
     ("given", "kind", "what"),
     [
         ({"prompt_cache": {"reuze": 1}}, "PMLError", "unknown option 'reuze'; did you mean 'reuse'?"),
-        ({"prompt_cache": {"ttl": 60}}, "PMLError", "known options: reuse"),
+        ({"prompt_cache": {"ttl": 60}}, "PMLError", "known options: reuse, repair"),
+        (
+            {"prompt_cache": {"repair": "best"}},
+            "PMLError",
+            "unknown repair 'best'; allowed are 'none', 'full'",
+        ),
+        ({"prompt_cache": {"reuse": False, "repair": "tail"}}, "PMLError", "as with 'full', not 'tail'"),
         ({"prompt_cache": {"reuse": 1}}, "PMLError", "must be true or false"),
         ({"prompt_cache": "no"}, "PMLError", "must be an object"),
         ({"pml": None, "prompt_cache": {"reuse": False}}, "PMLError", "need a prompt in 'pml'"),

@@ -160,7 +160,7 @@ assert all(untouched) == ("--enable-prompt-cache" not in sys.argv)
 if all(untouched):
     assert config.scheduler_config.scheduler_cls is None
     assert "prompt" not in str(config.parallel_config.worker_cls).lower()
-    names = ("arguments", "compat", "config", "errors", "plugin")
+    names = ("arguments", "compat", "config", "errors", "plugin", "repair")
     assert set(loaded) <= {"vllm_promptcache." + name for name in names}, loaded
 """
 

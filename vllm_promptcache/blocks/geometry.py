@@ -116,14 +116,9 @@ def lay_out_unit(
     position_ids: NDArray[np.int64],
     kept: NDArray[np.bool_],
     block_size: int,
-    head_tokens: int = 0,
     breaks: Sequence[int] = (),
 ) -> UnitGeometry:
-    """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
-
-    With ``head_tokens`` the rows of the block that the first ``head_tokens`` kept tokens end in are kept
-    too, so that just these tokens can be computed anew for a request (EPIC's LegoLink).
-    """
+    """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens."""
     starts, ends = find_pieces(position_ids, kept, breaks)
     lengths = ends - starts
     whole = lengths // block_size
@@ -134,10 +129,6 @@ def lay_out_unit(
         stored = int(blocks) * block_size
         slots[start : start + stored] = first * block_size + np.arange(stored)
         is_row[start + (end - start - 1) // block_size * block_size : end] = True
-        if 0 < head_tokens < end - start:
-            head = start + head_tokens // block_size * block_size
-            is_row[head : min(head + block_size, end)] = True
-        head_tokens = max(head_tokens - int(end - start), 0)
     rows = np.where(is_row, np.cumsum(is_row) - 1, -1)
     return UnitGeometry(
         block_size, position_ids, starts, ends, first_blocks, slots, rows, int(whole.sum()), int(is_row.sum())

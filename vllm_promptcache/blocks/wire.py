@@ -21,13 +21,11 @@ from vllm_promptcache.plan.unit import Unit, digest_of
 EXTRA_ARG = "prompt_cache"
 
 
-def plan_to_wire(
-    plan: Plan, *, with_texts: bool, num_history_tokens: int = 0, head_tokens: int = 0
-) -> dict[str, Any]:
+def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -> dict[str, Any]:
     """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units.
 
     The first ``num_history_tokens`` new tokens are earlier turns of a conversation, whose states may be
-    taken from the prefix cache. Up to ``head_tokens`` at the head of each unit may be new (``plan.link``).
+    taken from the prefix cache. ``repaired`` are the plan's ranges of repaired tokens, if it has any.
     New segments at consecutive positions become one run.
     """
     indices = {unit: index for index, unit in enumerate(plan.units)}
@@ -47,8 +45,8 @@ def plan_to_wire(
     wire: dict[str, Any] = {"units": [unit.digest for unit in plan.units], "items": items}
     if num_history_tokens:
         wire["history"] = num_history_tokens
-    if head_tokens:
-        wire["head"] = head_tokens
+    if plan.repaired_ranges:
+        wire["repaired"] = [list(tokens) for tokens in plan.repaired_ranges]
     if with_texts:
         wire["texts"] = units_to_wire(plan.units)
     return wire
@@ -106,6 +104,14 @@ def composition_from_wire(wire: Mapping[str, Any], keys: Sequence[UnitKey] | Non
     keys = units if keys is None else keys
     triples = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     return Composition(tuple([Reused(keys[a], b, c) if a >= 0 else Computed(b, c) for a, b, c in triples]))
+
+
+def ranges_from_wire(ranges: Iterable[Any]) -> tuple[tuple[int, int], ...]:
+    """The ranges of repaired tokens. Raises TypeError or ValueError where they are none."""
+    pairs = tuple((start, end) for start, end in ranges)
+    if not all(type(number) is int for pair in pairs for number in pair):
+        raise TypeError("ranges of repaired tokens are integers")
+    return pairs
 
 
 def wire_identity(wire: Mapping[str, Any], variant: Hashable) -> bytes:

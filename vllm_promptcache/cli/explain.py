@@ -14,7 +14,9 @@ from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.schema import find_layout
 from vllm_promptcache.plan.build import build_plan
 from vllm_promptcache.plan.explain import plan_to_json
+from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.pml.parser import load_schema_file
+from vllm_promptcache.repair import NONE, Repair
 
 HELP = "show what a prompt reuses and what it computes"
 
@@ -33,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=Path, required=True, metavar="FILE", help="a document with the prompt"
     )
+    parser.add_argument(
+        "--repair",
+        type=read_repair,
+        default=NONE,
+        metavar="REPAIR",
+        help="what is computed anew: none (default), full, link:K, tail, link:K+tail",
+    )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
@@ -49,10 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
         name: build_layout(schema, files.encoder, files.max_model_len) for name, schema in schemas.items()
     }
     layout = find_layout(prompt, layouts)
-    plan = build_plan(layout, prompt)
+    plan = repaired(build_plan(layout, prompt), arguments.repair)
     if arguments.json:
         print(json.dumps(plan_to_json(plan)))
         return 0
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(draw_plan(plan, layout, files.tokenizer, unicode=unicode))
     return 0
+
+
+def read_repair(text: str) -> Repair:
+    """A repair that is given on the command line."""
+    try:
+        return Repair.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -20,6 +20,7 @@ from vllm_promptcache.errors import PMLError
 COMMANDS = {
     "check": "vllm_promptcache.cli.check",
     "explain": "vllm_promptcache.cli.explain",
+    "advise": "vllm_promptcache.cli.advise",
     "compile": "vllm_promptcache.cli.compile",
     "demo": "vllm_promptcache.cli.demo",
 }

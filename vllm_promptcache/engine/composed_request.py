@@ -9,6 +9,7 @@ from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey
 from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.engine.module_store import is_head
 from vllm_promptcache.engine.stream_hasher import new_tokens_before
 
 
@@ -21,7 +22,8 @@ class ComposedRequest:
     ``seated`` is true while the request holds its shared blocks. ``num_encoded_units`` counts the units
     that were not resident when it arrived. ``num_history_tokens`` of its new tokens are earlier turns of
     the conversation, whose states may be found in the prefix cache; ``found`` holds the private blocks
-    that were, at the last look. ``reported`` is true once the front end knows what was reused.
+    that were, at the last look. ``repaired_ranges`` are the half-open ranges of new tokens that units
+    hold and that a repair has computed anew. ``reported`` is true once the front end knows what was reused.
     """
 
     request: Request
@@ -32,17 +34,25 @@ class ComposedRequest:
     num_encoded_units: int = 0
     num_history_tokens: int = 0
     found: list[KVCacheBlock] = field(default_factory=list)
+    repaired_ranges: tuple[tuple[int, int], ...] = ()
     reported: bool = False
 
     @property
     def report(self) -> dict[str, int]:
-        """What was reused, for the front end: units are called modules there."""
-        num_units = len(self.composition.unit_keys)
+        """What was reused, for the front end: units are called modules there.
+
+        Repaired tokens are counted among the new ones; not those that an earlier turn has left.
+        """
+        num_units = sum(not is_head(key) for key in self.composition.unit_keys)
+        num_found = self.num_found_tokens - self.seats.num_cached_tokens
         return {
             "modules_resident": num_units - self.num_encoded_units,
             "modules_encoded": self.num_encoded_units,
             "tokens_reused": self.num_found_tokens,
             "tokens_new": self.seats.num_prompt_tokens - self.num_found_tokens,
+            "tokens_repaired": sum(
+                max(end - max(start, num_found), 0) for start, end in self.repaired_ranges
+            ),
         }
 
     @property

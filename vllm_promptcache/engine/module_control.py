@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.heads import head_end_of_link
 from vllm_promptcache.blocks.wire import texts_from_wire
-from vllm_promptcache.engine.module_store import ModuleStore, Residency, Variant
+from vllm_promptcache.engine.module_store import ModuleStore, Residency, Variant, head_key
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
 
 class ModuleControl:
     """Registered schemas' units, as the front end sees them: by digest, without adapter or tenant.
 
-    Calls take and return plain types, which pass between processes. They run between steps.
+    Calls take and return plain types, which pass between processes. They run between steps. Where
+    requests repair with ``link_tokens`` by default, pinning and warming a unit includes its head for them.
     """
 
     def __init__(
@@ -24,12 +26,14 @@ class ModuleControl:
         variant: Variant,
         start_encoding: Callable[[Iterable[UnitKey]], None],
         check_integrity: Callable[[], None],
+        link_tokens: int = 0,
     ):
         self.store = store
         self.catalog = catalog
         self.variant = variant
         self._start_encoding = start_encoding
         self._check_integrity = check_integrity
+        self._link_tokens = link_tokens
 
     def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
@@ -72,7 +76,9 @@ class ModuleControl:
         return {"pinned": pinned, **self._stats({})}
 
     def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        self.store.unpin(k for d in payload["units"] if (k := (d, self.variant)) in self.store.units)
+        keys = [k for d in payload["units"] if (k := (d, self.variant)) in self.store.units]
+        heads = [head for key in keys if (head := self._head_key(key)) in self.store.units]
+        self.store.unpin([*heads, *keys])
         return self._stats({})
 
     def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -83,11 +89,21 @@ class ModuleControl:
         return self._stats({})
 
     def _known_keys(self, digests: list[str]) -> list[UnitKey]:
+        """Keys of units, each with a holder more, and of their heads for link tokens by default."""
         texts = self.catalog.keyed(digests, {}, self.variant)
         keys: list[UnitKey] = [(digest, self.variant) for digest in digests]
         for key in keys:
             self.store.name(key, texts)
-        return keys
+        return [*keys, *(self.store.name_head(key, end).key for key in keys if (end := self._head_end(key)))]
+
+    def _head_end(self, key: UnitKey) -> int | None:
+        """Where the head of a known unit ends that requests use by default; None where they use none."""
+        unit = self.store.units[key]
+        return head_end_of_link(unit.text, unit.geometry, self._link_tokens) if self._link_tokens else None
+
+    def _head_key(self, key: UnitKey) -> UnitKey | None:
+        end = self._head_end(key)
+        return head_key(key, end) if end else None
 
     def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
         units = []

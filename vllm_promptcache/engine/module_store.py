@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, cast
 
 from vllm.v1.core.block_pool import BlockPool
@@ -12,6 +13,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.seats import SharedBlocks
 
 MAX_KNOWN_UNITS = 20_000
@@ -23,12 +25,23 @@ class Variant(NamedTuple):
     Attributes:
         adapter: the LoRA adapter's number; 0 for none.
         tenant: the request's ``cache_salt``.
-        head_tokens: how many tokens at a unit's head can be computed anew (edge rows are kept for it).
+        head_end: 0 for a whole unit; else the token index at which its head ends (``blocks.heads``).
     """
 
     adapter: int = 0
     tenant: str | None = None
-    head_tokens: int = 0
+    head_end: int = 0
+
+
+def head_key(key: UnitKey, end: int) -> UnitKey:
+    """The key of a unit's head that ends at token ``end``."""
+    digest, variant = cast(tuple[str, Variant], key)
+    return digest, variant._replace(head_end=end)
+
+
+def is_head(key: UnitKey) -> bool:
+    """Whether a key is a head's, not a whole unit's."""
+    return cast(tuple[str, Variant], key)[1].head_end > 0
 
 
 class Residency(enum.Enum):
@@ -61,6 +74,11 @@ class StoredUnit:
     last_use: int = 0
     blocks: list[KVCacheBlock] = field(default_factory=list)
 
+    @cached_property
+    def whole(self) -> UnitKey | None:
+        """For a head, the key of its unit."""
+        return head_key(self.key, 0) if is_head(self.key) else None
+
 
 class ModuleStore:
     """Owns the units' references to physical blocks of one KV cache group.
@@ -92,14 +110,20 @@ class ModuleStore:
             for context in text.context:
                 self.name(context, texts)
             _, variant = cast(tuple[str, Variant], key)
-            geometry = lay_out_unit(
-                text.position_ids, text.kept, self.block_size, variant.head_tokens, text.breaks
-            )
+            if variant.head_end:
+                geometry = lay_out_head(text, self.block_size)
+            else:
+                geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
             edges = sum(self.units[context].geometry.num_rows for context in text.context)
             scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
             unit = self.units[key] = StoredUnit(key, text, geometry, scratch_blocks)
         unit.names += 1
         return unit
+
+    def name_head(self, key: UnitKey, end: int) -> StoredUnit:
+        """Add a holder of the head, up to token ``end``, of a unit that is known."""
+        head = head_key(key, end)
+        return self.name(head, {head: head_text(self.units[key].text, end)})
 
     def unname(self, key: UnitKey) -> None:
         """Remove a holder. A unit nobody names stays while resident and unpinned, until reclaimed."""
@@ -322,6 +346,10 @@ class ModuleStore:
         unit.residency = Residency.ABSENT
         self.dropped.append(unit.key)
         self._forget_if_idle(unit)
+        if not is_head(unit.key):
+            # A head has no blocks that are wanted: it goes with its unit.
+            for head in [u for u in self.units.values() if u.whole == unit.key and self._is_idle(u)]:
+                self._evict(head)
 
     def _release_blocks(self, unit: StoredUnit) -> None:
         self.block_pool.free_blocks(reversed(unit.blocks))

@@ -23,14 +23,21 @@ from vllm_promptcache.blocks.composition import (
     UnitKey,
     compose_encoding,
 )
+from vllm_promptcache.blocks.heads import take_from_heads
 from vllm_promptcache.blocks.seats import Seats, edge_rows_from, take_seats
-from vllm_promptcache.blocks.wire import EXTRA_ARG, composition_from_wire, texts_from_wire, wire_identity
+from vllm_promptcache.blocks.wire import (
+    EXTRA_ARG,
+    composition_from_wire,
+    ranges_from_wire,
+    texts_from_wire,
+    wire_identity,
+)
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
-from vllm_promptcache.engine.module_store import Residency, StoredUnit, Variant
+from vllm_promptcache.engine.module_store import Residency, StoredUnit, Variant, head_key, is_head
 from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
@@ -70,6 +77,7 @@ class PromptCacheScheduling(Base):
             Variant(),
             self.start_encoding,
             self.check_integrity,
+            config.repair.link_tokens,
         )
         self._encoding_ids = itertools.count()
         caching = vllm_config.cache_config.enable_prefix_caching
@@ -102,9 +110,10 @@ class PromptCacheScheduling(Base):
             raise TypeError(f"a composition is a mapping, not {type(wire).__name__}")
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
-        variant = self._variant(request, int(wire.get("head", 0)))
+        variant = self._variant(request)
         keys = [(digest, variant) for digest in wire["units"]]
         unknown = [key[0] for key in keys if key not in self.store.units]
+        repaired = ranges_from_wire(wire.get("repaired", ()))
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
         for text in given.values():
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
@@ -114,6 +123,8 @@ class PromptCacheScheduling(Base):
         try:
             for key in composition.unit_keys:
                 named[key] = self.store.name(key, texts)
+            if repaired:
+                composition = self._take_from_heads(composition, named)
             units = {key: unit.geometry for key, unit in named.items()}
             seats = take_seats(composition, units, self.store.block_size, self.max_model_len)
             self.store.check_room(named.values(), composition.num_tokens)
@@ -121,18 +132,34 @@ class PromptCacheScheduling(Base):
             request.max_tokens = min(request.max_tokens, self.max_model_len - seats.next_position)
             hasher = StreamHasher(seats, wire_identity(wire, variant)) if self._finds_history else None
             history = max(int(wire.get("history", 0)), 0)
-            return self._seated(request, composition, seats, hasher=hasher, num_history_tokens=history)
+            composed = self._seated(request, composition, seats, hasher=hasher, num_history_tokens=history)
+            composed.repaired_ranges = repaired
+            return composed
         except (LookupError, TypeError, ValueError):
             for key in named:
                 self.store.unname(key)
             raise
 
-    def _variant(self, request: Request, head_tokens: int = 0) -> Variant:
+    def _take_from_heads(self, composition: Composition, named: dict[UnitKey, StoredUnit]) -> Composition:
+        """The composition with heads where ranges begin inside a block; ``named`` are its units then."""
+
+        def head_of(key: UnitKey, end: int) -> UnitKey:
+            head = head_key(key, end)
+            if head not in named:
+                named[head] = self.store.name_head(key, end)
+            return head
+
+        geometries = {key: unit.geometry for key, unit in named.items()}
+        taken = take_from_heads(composition, geometries, head_of)
+        for key in named.keys() - set(taken.unit_keys):
+            del named[key]
+            self.store.unname(key)
+        return taken
+
+    def _variant(self, request: Request) -> Variant:
         """The variant of units that a request uses."""
-        if not 0 <= head_tokens <= self.max_model_len:
-            raise ValueError(f"{head_tokens} tokens cannot be computed anew")
         adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
-        return Variant(adapter, request.cache_salt, head_tokens)
+        return Variant(adapter, request.cache_salt)
 
     def _seated(
         self,
@@ -151,7 +178,7 @@ class PromptCacheScheduling(Base):
             composition,
             seats,
             encodes,
-            num_encoded_units=len(self.store.missing(composition)),
+            num_encoded_units=sum(not is_head(key) for key in self.store.missing(composition)),
             num_history_tokens=min(num_history_tokens, len(seats.offsets) - 1),
         )
 

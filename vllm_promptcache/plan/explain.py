@@ -15,6 +15,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "num_cached_tokens": plan.num_cached_tokens,
         "num_new_tokens": plan.num_new_tokens,
+        "num_repaired_tokens": plan.num_repaired_tokens,
         "next_position": plan.next_position,
         "units": [_unit(unit) for unit in plan.units],
         "segments": [_segment(segment) for segment in plan.segments],
@@ -36,6 +37,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         return {"unit": segment.unit.id, "start": segment.start, "end": segment.end}
     return {
         "new": True,
+        **({"repaired": True} if segment.is_repair else {}),
         "token_ids": list(segment.token_ids),
         "position_ids": segment.position_ids.tolist(),
         "source": segment.source,

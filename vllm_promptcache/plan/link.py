@@ -6,36 +6,36 @@ rest of the unit is reused as it was encoded.
 
 from __future__ import annotations
 
-from itertools import takewhile
+from collections.abc import Iterable
 
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan, Segment
+from vllm_promptcache.plan.plan import CachedSegment, Segment
+from vllm_promptcache.plan.unit import Unit, token_after_kept
 
 
-def link(plan: Plan, num_tokens: int) -> Plan:
-    """The plan with the first ``num_tokens`` kept tokens of each included unit computed anew.
+def renew_heads(segments: Iterable[Segment], num_tokens: int) -> list[Segment]:
+    """The segments, with the first ``num_tokens`` kept tokens of each unit new.
 
-    Tokens are counted in the whole unit, whether the prompt includes them all or not. What stands at the
-    very beginning of the prompt is left alone: with nothing before it, it would be computed the same.
+    Tokens are counted in the whole unit, whether the prompt includes them all or not. A segment stays as
+    it is where all before it is reused, of its own unit or of that unit's context: nothing is before it
+    that it has not seen.
     """
-    first = plan.segments[0]
-    beginning = (
-        len(list(takewhile(lambda s: isinstance(s, CachedSegment) and s.unit is first.unit, plan.segments)))
-        if isinstance(first, CachedSegment)
-        else 0
-    )
-    segments: list[Segment] = [*plan.segments[:beginning]]
-    for segment in plan.segments[beginning:]:
-        segments += [segment] if isinstance(segment, NewSegment) else _link(segment, num_tokens)
-    return Plan(plan.schema, plan.digest, plan.units, tuple(segments))
-
-
-def _link(segment: CachedSegment, num_tokens: int) -> list[Segment]:
-    unit, start = segment.unit, segment.start
-    cut = min(max(unit.token_after_kept(num_tokens), start), segment.end)
-    parts: list[Segment] = []
-    if cut > start:
-        first = int(unit.position_ids[start])
-        parts.append(NewSegment(unit.token_list[start:cut], first, f"link:{unit.id}"))
-    if cut < segment.end:
-        parts.append(CachedSegment(unit, cut, segment.end))
-    return parts
+    renewed: list[Segment] = []
+    # The units reused so far; None once anything was new.
+    before: dict[Unit, None] | None = {}
+    for segment in segments:
+        if not isinstance(segment, CachedSegment):
+            before = None
+            renewed.append(segment)
+            continue
+        unit = segment.unit
+        cut = segment.start
+        if before is None or any(seen is not unit and seen not in unit.context for seen in before):
+            cut = min(max(token_after_kept(unit.kept, num_tokens), segment.start), segment.end)
+        if cut > segment.start:
+            before = None
+            renewed.append(segment.renew(cut, "link"))
+        elif before is not None:
+            before[unit] = None
+        if cut < segment.end:
+            renewed.append(CachedSegment(unit, cut, segment.end))
+    return renewed

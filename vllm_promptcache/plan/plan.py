@@ -29,17 +29,25 @@ class CachedSegment:
         """How many tokens the segment reuses."""
         return self.end - self.start
 
+    def renew(self, end: int, repair: str) -> NewSegment:
+        """The tokens from the start up to ``end``, new: ``repair`` names why."""
+        first_position = int(self.unit.position_ids[self.start])
+        source = f"{repair}:{self.unit.id}"
+        return NewSegment(self.unit.token_list[self.start : end], first_position, source, is_repair=True)
+
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
     """Tokens that are computed for this request, at consecutive positions from ``first_position`` on.
 
     ``token_ids`` are not to be changed. ``source`` says where the text comes from, as ``prompt:LINE``.
+    ``is_repair`` is true for tokens that a unit holds and that a repair has computed anew.
     """
 
     token_ids: Sequence[int]
     first_position: int
     source: str
+    is_repair: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -78,6 +86,23 @@ class Plan:
     def num_new_tokens(self) -> int:
         """Tokens computed for this request; at least one."""
         return sum(s.num_tokens for s in self.segments if isinstance(s, NewSegment))
+
+    @cached_property
+    def repaired_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Half-open ranges of repaired tokens, counted among the new ones in position order."""
+        ranges: list[tuple[int, int]] = []
+        end = 0
+        for segment in self.segments:
+            if isinstance(segment, NewSegment):
+                start, end = end, end + segment.num_tokens
+                if segment.is_repair:
+                    ranges.append((start, end))
+        return tuple(ranges)
+
+    @property
+    def num_repaired_tokens(self) -> int:
+        """New tokens that units hold, and that a repair has computed anew."""
+        return sum(end - start for start, end in self.repaired_ranges)
 
     @cached_property
     def next_position(self) -> int:

@@ -40,13 +40,6 @@ class Unit:
         """The token IDs as vLLM takes them; not to be changed."""
         return list(self.token_ids.tolist())
 
-    def token_after_kept(self, num_tokens: int) -> int:
-        """The index of the token after the first ``num_tokens`` kept ones; after all if there are fewer."""
-        if not num_tokens:
-            return 0
-        kept = np.flatnonzero(self.kept)
-        return int(kept[num_tokens - 1]) + 1 if num_tokens <= len(kept) else self.num_tokens
-
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over everything in the plan that the unit's states depend on.
@@ -55,6 +48,17 @@ class Unit:
         """
         context = [unit.digest for unit in self.context]
         return digest_of(self.token_ids, self.position_ids, self.kept, context, self.breaks)
+
+
+def token_after_kept(kept: NDArray[np.bool_], num_tokens: int) -> int:
+    """The index of the token after the first ``num_tokens`` kept ones of a unit; after all if it has fewer.
+
+    ``kept`` has shape ``(tokens,)``.
+    """
+    if num_tokens <= len(kept) and kept[:num_tokens].all():
+        return num_tokens
+    indices = np.flatnonzero(kept)
+    return int(indices[num_tokens - 1]) + 1 if num_tokens <= len(indices) else len(kept)
 
 
 def digest_of(

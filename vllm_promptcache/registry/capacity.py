@@ -15,12 +15,13 @@ from vllm_promptcache.registry.errors import RefusedError
 
 
 class UnitBlocks(NamedTuple):
-    """A unit in the KV cache: its blocks, how many of its kept tokens are in none of them, and how many
-    blocks encoding it takes besides."""
+    """A unit in the KV cache: its blocks, how many of its kept tokens are in none of them, how many blocks
+    encoding it takes besides, and its pieces."""
 
     num_blocks: int
     num_edge_tokens: int
     num_encoding_blocks: int
+    pieces: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Capacity:
                 blocks = known.get(unit) or self._blocks_of(unit, known)
                 free -= blocks.num_blocks
                 scratch = max(scratch, blocks.num_encoding_blocks)
-        edges = sum([s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment)])
+        if plan.repaired_ranges:
+            edges = sum(self._edge_tokens(s, known) for s in plan.segments if isinstance(s, CachedSegment))
+        else:
+            edges = sum([s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment)])
         room = free * size - edges - plan.num_new_tokens
         if room < 1 or scratch > free:
             private = -(-(edges + plan.num_new_tokens + 1) // size)
@@ -67,6 +71,14 @@ class Capacity:
             )
         return room
 
+    def _edge_tokens(self, segment: CachedSegment, known: dict[Unit, UnitBlocks]) -> int:
+        """Tokens of a segment, which may begin inside a block, that are in no block which it shares."""
+        size, num_tokens = self.block_size, segment.num_tokens
+        for start, end in self._blocks_of(segment.unit, known).pieces:
+            first, last = max(segment.start - start, 0), min(segment.end, end) - start
+            num_tokens -= max(last // size - -(-first // size), 0) * size
+        return num_tokens
+
     def _blocks_of(self, unit: Unit, known: dict[Unit, UnitBlocks]) -> UnitBlocks:
         """A unit's blocks, which become known, as do those of its context."""
         if unit not in known:
@@ -76,5 +88,6 @@ class Capacity:
             num_edges = int(unit.kept.sum()) - num_blocks * size
             context_edges = sum(self._blocks_of(seen, known).num_edge_tokens for seen in unit.context)
             encoding = -(-(context_edges + unit.num_tokens) // size)
-            known[unit] = UnitBlocks(num_blocks, num_edges, encoding)
+            pieces = list(zip(starts.tolist(), ends.tolist(), strict=True))
+            known[unit] = UnitBlocks(num_blocks, num_edges, encoding, pieces)
         return known[unit]

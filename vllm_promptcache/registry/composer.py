@@ -15,8 +15,8 @@ from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import Tail, build_resolved
 from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
-from vllm_promptcache.plan.without_reuse import without_reuse
 from vllm_promptcache.pml.nodes import MessageNode, PromptNode
 from vllm_promptcache.registry.capacity import Capacity
 from vllm_promptcache.registry.documents import DocumentMemory, LayoutBuilder, RequestDocument
@@ -24,6 +24,7 @@ from vllm_promptcache.registry.entry import SchemaEntry
 from vllm_promptcache.registry.errors import FORBIDDEN, RefusedError
 from vllm_promptcache.registry.options import PromptOptions
 from vllm_promptcache.registry.registry import SchemaRegistry
+from vllm_promptcache.repair import NONE, Repair
 
 # Documents up to so many characters are parsed at once: a thread would take longer.
 SMALL_DOCUMENT = 32 * 1024
@@ -73,17 +74,24 @@ class ComposedPrompt:
 class Composer:
     """Turns a request's PML, options and what follows them into composed prompts.
 
+    ``repair`` is carried out for requests that name none.
     Serves the API server and scripts alike. All methods raise PMLError for what is wrong with the
     document (404 for an unknown schema) and RefusedError for what is not allowed or cannot be done.
     """
 
     def __init__(
-        self, registry: SchemaRegistry, capacity: Capacity, *, allow_request_schemas: bool = True
+        self,
+        registry: SchemaRegistry,
+        capacity: Capacity,
+        *,
+        allow_request_schemas: bool = True,
+        repair: Repair = NONE,
     ) -> None:
         self._registry = registry
         self._builder: LayoutBuilder = registry.builder
         self._capacity = capacity
         self._allow_request_schemas = allow_request_schemas
+        self._repair = repair
         self._memory = DocumentMemory()
 
     async def compose_texts(
@@ -125,12 +133,12 @@ class Composer:
         tenant: bool,
         is_later_turn: bool = False,
     ) -> ComposedPrompt:
-        plan = build_resolved(entry.layout, resolution, tail)
-        if not options.reuse:
-            plan, is_later_turn = without_reuse(plan), False
+        repair = self._repair if options.repair is None else options.repair
+        plan = repaired(build_resolved(entry.layout, resolution, tail), repair)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
-        history = plan.num_new_tokens if is_later_turn else 0
+        # Full attention is what others are compared with: it finds nothing either.
+        history = plan.num_new_tokens if is_later_turn and not repair.full else 0
         return ComposedPrompt(plan, entry, min(room, positions), history)
 
     async def _read(self, pml: object) -> tuple[SchemaEntry, PromptNode]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.repair import FULL, Repair
+
+_KNOWN = ("reuse", "repair")
 
 
 @dataclass(frozen=True)
@@ -13,10 +16,31 @@ class PromptOptions:
     """Options of one request.
 
     Attributes:
-        reuse: false computes the same token IDs at the same positions with plain full attention.
+        repair: what is computed anew; None stands for the server's default.
     """
 
-    reuse: bool = True
+    repair: Repair | None = None
+
+    @classmethod
+    def of(cls, *, reuse: object = True, repair: object = None) -> PromptOptions:
+        """Options as users give them: ``repair`` as text, and ``reuse`` false for the repair ``full``.
+
+        Raises:
+            RefusedError: a value is wrong, or the two contradict each other.
+        """
+        if not isinstance(reuse, bool):
+            raise _bad("prompt_cache: 'reuse' must be true or false")
+        chosen = None
+        if repair is not None:
+            try:
+                chosen = repair if isinstance(repair, Repair) else Repair.parse(repair)
+            except ValueError as error:
+                raise _bad(f"prompt_cache: {error}") from None
+        if reuse:
+            return cls(chosen)
+        if chosen not in (None, FULL):
+            raise _bad(f"prompt_cache: without 'reuse' all is computed, as with 'full', not '{chosen}'")
+        return cls(FULL)
 
     @classmethod
     def from_request(cls, value: object) -> PromptOptions:
@@ -29,13 +53,10 @@ class PromptOptions:
             return cls()
         if not isinstance(value, dict):
             raise _bad("prompt_cache: must be an object of options")
-        known = [field.name for field in fields(cls)]
-        problems = [unknown("option", str(name), known) for name in value if name not in known]
+        problems = [unknown("option", str(name), _KNOWN) for name in value if name not in _KNOWN]
         if problems:
-            raise _bad(f"prompt_cache: {' '.join(problems)} (known options: {', '.join(known)})")
-        if not isinstance(value.get("reuse", True), bool):
-            raise _bad("prompt_cache: 'reuse' must be true or false")
-        return cls(**value)
+            raise _bad(f"prompt_cache: {' '.join(problems)} (known options: {', '.join(_KNOWN)})")
+        return cls.of(**value)
 
 
 def _bad(message: str) -> RefusedError:

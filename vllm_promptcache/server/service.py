@@ -40,6 +40,8 @@ async def open_service(
     max_model_len = vllm_config.model_config.max_model_len
     registry = SchemaRegistry(link, LayoutBuilder(encoder, max_model_len, config), config.max_schemas)
     capacity = Capacity.from_stats(await registry.stats())
-    composer = Composer(registry, capacity, allow_request_schemas=config.allow_request_schemas)
+    composer = Composer(
+        registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair
+    )
     await load_and_pin(registry, schemas)
     return PromptCacheService(config, registry, composer)

@@ -1,0 +1,81 @@
+"""What a repair makes new of a prompt, by the definitions in docs/semantics.md.
+
+Works on what `explain` prints of the prompt without a repair, and shares no code with the product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Explained = dict[str, Any]
+
+
+def repair(explained: Explained, name: str) -> Explained:
+    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+tail`), as `explain` prints it."""
+    new: set[tuple[int, int]] = set()
+    for part in name.split("+"):
+        if part == "full":
+            new |= _all_tokens(explained)
+        elif part == "tail":
+            new |= _tail_tokens(explained)
+        elif part != "none":
+            new |= _link_tokens(explained, int(part.removeprefix("link:")))
+    units = {unit["id"]: unit for unit in explained["units"]}
+    segments: list[dict[str, Any]] = []
+    for index, segment in enumerate(explained["segments"]):
+        if "new" in segment:
+            segments.append(segment)
+            continue
+        unit = units[segment["unit"]]
+        for token in range(segment["start"], segment["end"]):
+            is_new = (index, token) in new
+            if token == segment["start"] or is_new is not ("new" in segments[-1]):
+                segments.append(
+                    {"new": True, "token_ids": [], "position_ids": []}
+                    if is_new
+                    else {"unit": unit["id"], "start": token, "end": token}
+                )
+            if is_new:
+                segments[-1]["token_ids"].append(unit["token_ids"][token])
+                segments[-1]["position_ids"].append(unit["position_ids"][token])
+            else:
+                segments[-1]["end"] = token + 1
+    return {**explained, "segments": segments}
+
+
+def _all_tokens(explained: Explained) -> set[tuple[int, int]]:
+    """Every reused token, as the index of its segment and its own in the unit."""
+    reused = [(i, s) for i, s in enumerate(explained["segments"]) if "new" not in s]
+    return {(index, token) for index, segment in reused for token in range(segment["start"], segment["end"])}
+
+
+def _tail_tokens(explained: Explained) -> set[tuple[int, int]]:
+    """Of segments before which one of the same unit stands, with anything of another kind between."""
+    owners = [segment.get("unit") for segment in explained["segments"]]
+    return {
+        (index, token)
+        for index, token in _all_tokens(explained)
+        if owners[index] in owners[:index]
+        and any(owner != owners[index] for owner in owners[owners.index(owners[index]) : index])
+    }
+
+
+def _link_tokens(explained: Explained, num_tokens: int) -> set[tuple[int, int]]:
+    """The first kept tokens of each unit, but where all before is reused and was seen by the unit."""
+    units = {unit["id"]: unit for unit in explained["units"]}
+    heads = {
+        name: {i for i, kept in enumerate(unit["kept"]) if kept and sum(unit["kept"][:i]) < num_tokens}
+        for name, unit in units.items()
+    }
+    new: set[tuple[int, int]] = set()
+    before: set[str | None] = set()  # the owners of what stands before, None for anything new
+    for index, segment in enumerate(explained["segments"]):
+        owner = segment.get("unit")
+        if owner is not None and not before <= {owner, *units[owner]["context"]}:
+            tokens = range(segment["start"], segment["end"])
+            linked = {(index, token) for token in tokens if token in heads[owner]}
+            new |= linked
+            if linked:
+                before.add(None)
+        before.add(owner)
+    return new

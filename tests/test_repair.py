@@ -1,0 +1,43 @@
+"""Repairs as users write them."""
+
+import json
+
+import pytest
+
+from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.repair import FULL, NONE, Repair
+
+
+@pytest.mark.parametrize(
+    ("text", "repair", "written"),
+    [
+        ("none", NONE, "none"),
+        ("full", FULL, "full"),
+        ("link:1", Repair(1), "link:1"),
+        ("link:1024", Repair(1024), "link:1024"),
+        ("tail", Repair(tail=True), "tail"),
+        ("link:16+tail", Repair(16, tail=True), "link:16+tail"),
+        ("tail+link:016", Repair(16, tail=True), "link:16+tail"),
+    ],
+)
+def test_repairs_are_read_and_written(text: str, repair: Repair, written: str) -> None:
+    assert Repair.parse(text) == repair
+    assert str(repair) == written
+    config = PromptCacheConfig.from_dict({"repair": text})
+    assert config.repair == repair
+    assert PromptCacheConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "None", "link", "link:", "link:0", "link:1025", "link:-1", "link:1.5", "link: 1", "link:٣"),
+        *("tail:1", "link:1+link:2", "tail+tail", "full+tail", "none+tail", "link:1+", " tail"),
+        *(16, True, None, ["tail"]),
+    ],
+)
+def test_anything_else_is_refused_with_what_is_allowed(value: object) -> None:
+    with pytest.raises(ValueError, match=r"allowed are 'none', 'full', 'link:K' \(K from 1 to 1024\)"):
+        Repair.parse(value)
+    with pytest.raises(ValueError, match=r"prompt cache config: .*repair"):
+        PromptCacheConfig.from_dict({"repair": value})
