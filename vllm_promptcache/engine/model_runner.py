@@ -105,7 +105,8 @@ class PromptCacheRunner:
                 continue
             computed, seats = int(computed_tokens[index]), seating.seats
             if computed >= seats.num_prompt_tokens and num_scheduled_tokens[index] == 1:
-                decoding.append((index, computed + seats.position_shift))
+                if seats.position_shift:  # without gaps a token's index is its position
+                    decoding.append((index, computed + seats.position_shift))
             else:
                 prefilling.append(index)
         if not (decoding or prefilling):
