@@ -25,6 +25,8 @@ from benchmarks.settings import RESULTS, Settings
 MODEL_NAME = "benchmarked"
 START_TIMEOUT_S = 900
 STOP_TIMEOUT_S = 30
+# For a second after their last step vLLM's workers look for the next one without a pause (SpinCondition).
+REST_S = 1.5
 ENTRY_POINT = "vllm.entrypoints.openai.api_server"
 
 
@@ -162,6 +164,11 @@ class Server:
     def describe(self) -> dict[str, Any]:
         """What was started, for the result."""
         return {"name": self.name, "arguments": self.arguments, "block_size": self.block_size()}
+
+
+def let_others_rest() -> None:
+    """Wait until servers that were just asked leave the processors to the next one."""
+    time.sleep(REST_S)
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from benchmarks.load import Client, ask_at_once
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown
 from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server
+from benchmarks.servers import Plugin, Server, let_others_rest
 from benchmarks.spread import Place, Spread, by_place, interleave, ratio_of
 from benchmarks.text import TextSource, read_corpus
 
@@ -92,6 +92,7 @@ def _measure(kind: str, servers: dict[str, Server], client: Client, source: Text
                 "batch": lambda: [plain(256, 32) for _ in range(16)],
             }
             asked = {place: made[kind]()}
+        let_others_rest()
         value = sample(servers[way], asked[place])
         if place[0] >= num_warm_up:
             samples[way].append({"place": place, measured: value})

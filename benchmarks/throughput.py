@@ -14,7 +14,7 @@ from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown
 from benchmarks.retrieval import Question, Shelves
 from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server
+from benchmarks.servers import Plugin, Server, let_others_rest
 from benchmarks.spread import Spread, by_place, interleave, ratio_of
 from benchmarks.text import TextSource, read_corpus
 
@@ -105,6 +105,7 @@ def _measure(
         if place not in asked:
             asked = {place: questions(count)}
         asks = [question.to_ask(way, load.num_answer_tokens) for question in asked[place]]
+        let_others_rest()
         burst = ask_at_once(servers[way], asks, level)
         samples[way].append({"place": place, **burst.to_json()})
     return {"requests": count, "answer_tokens": load.num_answer_tokens, "samples": samples}
