@@ -14,7 +14,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import head_text, lay_out_head
-from vllm_promptcache.blocks.seats import SharedBlocks
+from vllm_promptcache.blocks.seats import Seats, SharedBlocks
 
 MAX_KNOWN_UNITS = 20_000
 
@@ -159,9 +159,9 @@ class ModuleStore:
             unit.pinned = False
             self._forget_if_idle(unit)
 
-    def check_room(self, units: Collection[StoredUnit], num_tokens: int) -> None:
-        """Check that a request of so many tokens, reusing the units, could be admitted if it were alone
-        with all that can be pinned.
+    def check_room(self, units: Collection[StoredUnit], seats: Seats) -> None:
+        """Check that a request, seated on the units, could be admitted if it were alone with all that can
+        be pinned.
 
         Raises:
             ValueError: it would wait for ever, and everyone behind it.
@@ -169,8 +169,7 @@ class ModuleStore:
         own = [unit for unit in units if not unit.pinned]
         kept = sum([unit.geometry.num_blocks for unit in own])
         scratch = max([unit.scratch_blocks for unit in own], default=0)
-        shared = sum([unit.geometry.num_blocks for unit in units])
-        private = -(-num_tokens // self.block_size) - shared
+        private = -(-seats.num_prompt_tokens // self.block_size) - seats.num_shared_blocks
         room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
         if kept + max(scratch, private) > room:
             raise ValueError(

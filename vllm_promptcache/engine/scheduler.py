@@ -127,7 +127,7 @@ class PromptCacheScheduling(Base):
                 composition = self._take_from_heads(composition, named)
             units = {key: unit.geometry for key, unit in named.items()}
             seats = take_seats(composition, units, self.store.block_size, self.max_model_len)
-            self.store.check_room(named.values(), composition.num_tokens)
+            self.store.check_room(named.values(), seats)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - seats.next_position)
             hasher = StreamHasher(seats, wire_identity(wire, variant)) if self._finds_history else None

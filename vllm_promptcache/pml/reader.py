@@ -46,6 +46,9 @@ def read_element(source: Source, limits: Limits) -> Element:
         offset = max(reader.parser.ErrorByteIndex, 0)
         what = f"not well-formed XML: {expat.ErrorString(error.code)}"
         raise PMLError([Place(source, offset, reader.innermost, "").issue(what)]) from None
+    finally:
+        # Its handlers are the reader's methods: in a circle, all would wait for the garbage collector.
+        del reader.parser
     return reader.root
 
 
