@@ -65,6 +65,8 @@ class Server:
         interpreter = [sys.executable]
         environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # for /reset_prefix_cache
+        # Servers that are asked in turn may wait for longer than its 5 s between two requests.
+        environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "600"
         # A folder of its own: `python -m` puts the current one on the module path.
         folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-server-"))
         if self.plugin is Plugin.ABSENT:
