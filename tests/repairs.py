@@ -5,21 +5,28 @@ Works on what `explain` prints of the prompt without a repair, and shares no cod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 Explained = dict[str, Any]
 
 
-def repair(explained: Explained, name: str) -> Explained:
-    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+tail`), as `explain` prints it."""
+def repair(explained: Explained, name: str, selected: Mapping[str, set[int]] | None = None) -> Explained:
+    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+tail`), as `explain` prints it.
+
+    For `select:R`, `selected` are the selected tokens of units: see tests/selection.py.
+    """
     new: set[tuple[int, int]] = set()
     for part in name.split("+"):
         if part == "full":
             new |= _all_tokens(explained)
         elif part == "tail":
             new |= _tail_tokens(explained)
+        elif part.startswith("select:"):
+            assert selected is not None
+            new |= _unless_all_is_seen(explained, selected)
         elif part != "none":
-            new |= _link_tokens(explained, int(part.removeprefix("link:")))
+            new |= _unless_all_is_seen(explained, _heads(explained, int(part.removeprefix("link:"))))
     units = {unit["id"]: unit for unit in explained["units"]}
     segments: list[dict[str, Any]] = []
     for index, segment in enumerate(explained["segments"]):
@@ -60,22 +67,26 @@ def _tail_tokens(explained: Explained) -> set[tuple[int, int]]:
     }
 
 
-def _link_tokens(explained: Explained, num_tokens: int) -> set[tuple[int, int]]:
-    """The first kept tokens of each unit, but where all before is reused and was seen by the unit."""
-    units = {unit["id"]: unit for unit in explained["units"]}
-    heads = {
-        name: {i for i, kept in enumerate(unit["kept"]) if kept and sum(unit["kept"][:i]) < num_tokens}
-        for name, unit in units.items()
+def _heads(explained: Explained, num_tokens: int) -> dict[str, set[int]]:
+    """The first kept tokens of each unit."""
+    return {
+        unit["id"]: {i for i, kept in enumerate(unit["kept"]) if kept and sum(unit["kept"][:i]) < num_tokens}
+        for unit in explained["units"]
     }
+
+
+def _unless_all_is_seen(explained: Explained, tokens: Mapping[str, set[int]]) -> set[tuple[int, int]]:
+    """These tokens of units, but where all before is reused and was seen by the unit."""
+    units = {unit["id"]: unit for unit in explained["units"]}
     new: set[tuple[int, int]] = set()
     before: set[str | None] = set()  # the owners of what stands before, None for anything new
     for index, segment in enumerate(explained["segments"]):
         owner = segment.get("unit")
         if owner is not None and not before <= {owner, *units[owner]["context"]}:
-            tokens = range(segment["start"], segment["end"])
-            linked = {(index, token) for token in tokens if token in heads[owner]}
-            new |= linked
-            if linked:
+            inside = range(segment["start"], segment["end"])
+            renewed = {(index, token) for token in inside if token in tokens.get(owner, ())}
+            new |= renewed
+            if renewed:
                 before.add(None)
         before.add(owner)
     return new

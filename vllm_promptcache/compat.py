@@ -163,7 +163,7 @@ def check_kv_cache(manager: Any) -> None:
 
 
 def install_engine_utility() -> None:
-    """Let front ends call ``scheduler.prompt_cache`` as an engine utility.
+    """Let front ends call ``scheduler.prompt_cache`` as an engine utility; it is handed a way to workers.
 
     Target: EngineCore.prompt_cache (new). Why: utilities are methods of EngineCore, which constructs
     the scheduler. Unnecessary once utilities reach the scheduler (patches/: scheduler-utility).
@@ -171,7 +171,7 @@ def install_engine_utility() -> None:
     from vllm.v1.engine.core import EngineCore
 
     def prompt_cache(self: Any, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-        return dict(self.scheduler.prompt_cache(operation, payload))
+        return dict(self.scheduler.prompt_cache(operation, payload, self.collective_rpc))
 
     EngineCore.prompt_cache = prompt_cache  # type: ignore[attr-defined]
 

@@ -22,7 +22,7 @@ from vllm_promptcache.registry.describe import details
 from vllm_promptcache.registry.documents import load_schema_files
 from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.link import run_sync
-from vllm_promptcache.registry.loading import wait_until_encoded
+from vllm_promptcache.registry.loading import select_ahead, wait_until_encoded
 from vllm_promptcache.registry.options import PromptOptions
 from vllm_promptcache.repair import Repair
 from vllm_promptcache.server.admission import engine_input
@@ -73,6 +73,8 @@ class LLM(vllm.LLM):
         if pin and not self.llm_engine.has_unfinished_requests():
             # Steps of the engine while nothing is enqueued lose no output.
             run_sync(wait_until_encoded(registry))
+            for entry in registered.entries:
+                run_sync(select_ahead(registry, entry.name, self._prompt_cache.config.repair))
         return [details(entry, run_sync(registry.status(entry))) for entry in registered.entries]
 
     def remove_schema(self, name: str) -> None:
@@ -249,8 +251,14 @@ class OfflineEngineLink:
         return answer
 
     async def pause(self) -> None:
-        """A step of an engine in this process; a moment for one that runs by itself."""
+        """A step of an engine in this process; a moment for one that runs by itself.
+
+        Raises:
+            RefusedError: prompts are enqueued, whose outputs the step would lose.
+        """
         if self._core is not None:
+            if self._llm_engine.has_unfinished_requests():
+                raise RefusedError("the engine has to encode modules before: wait for what is enqueued")
             self._llm_engine.step()
         else:
             time.sleep(_PAUSE_S)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 # Bounds what is kept of each unit for link tokens, beside the KV cache (`blocks.heads`).
 MAX_LINK_TOKENS = 1024
+# With more, little is left to reuse.
+MAX_SHARE = Fraction(1, 2)
 
 _ALLOWED = (
-    f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'tail', and the last two together as"
-    " 'link:K+tail'"
+    f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'select:R' (R above 0, up to"
+    f" {float(MAX_SHARE):g}), 'tail', and the last with either of the two before it, as 'link:K+tail'"
 )
-_PARTS = re.compile(r"link:(?P<before>[0-9]{1,9})(\+tail)?|tail(\+link:(?P<after>[0-9]{1,9}))?")
+_PART = re.compile(r"(?P<tail>tail)|link:(?P<link>[0-9]{1,9})|select:(?P<select>0?\.[0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,19 @@ class Repair:
         link_tokens: how many kept tokens at the head of each unit are computed anew (EPIC's LegoLink).
         tail: whether what a unit holds behind something else is computed anew.
         full: whether everything is computed anew; the others say nothing then.
+        select: which share of each unit's kept tokens is computed anew, those chosen once whose states
+            deviate most when the unit is encoded in company (after CacheBlend). Not with link tokens.
     """
 
     link_tokens: int = 0
     tail: bool = False
     full: bool = False
+    select: Fraction = Fraction(0)
 
     @classmethod
     def parse(cls, text: object) -> Repair:
-        """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``tail``, ``link:16+tail``.
+        """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``select:0.1``, ``tail``,
+        ``link:16+tail``.
 
         Raises:
             ValueError: it is none of these; the message names what is allowed.
@@ -43,18 +50,24 @@ class Repair:
             return NONE
         if text == "full":
             return FULL
-        found = _PARTS.fullmatch(text) if isinstance(text, str) else None
-        if found is None:
+        parts = [_PART.fullmatch(part) for part in text.split("+")] if isinstance(text, str) else [None]
+        said = {part.lastgroup: part[part.lastgroup] for part in parts if part and part.lastgroup}
+        if len(said) < len(parts) or {"link", "select"} <= said.keys():
             raise ValueError(f"unknown repair {text!r}; allowed are {_ALLOWED}")
-        link = found["before"] or found["after"]
-        if link is not None and not 1 <= int(link) <= MAX_LINK_TOKENS:
+        link, share = int(said.get("link", 1)), Fraction(said.get("select", MAX_SHARE))
+        if not (1 <= link <= MAX_LINK_TOKENS and 0 < share <= MAX_SHARE):
             raise ValueError(f"repair {text!r}: so many tokens are not allowed; allowed are {_ALLOWED}")
-        return cls(int(link or 0), tail="tail" in found[0])
+        return cls(
+            link if "link" in said else 0,
+            tail="tail" in said,
+            select=share if "select" in said else Fraction(0),
+        )
 
     def __str__(self) -> str:
         if self.full:
             return "full"
         parts = [f"link:{self.link_tokens}"] if self.link_tokens else []
+        parts += [f"select:{float(self.select):g}"] if self.select else []
         return "+".join([*parts, "tail"] if self.tail else parts) or "none"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from tests.cases import CASES, Case
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
 from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.pml.parser import parse_document
@@ -36,13 +37,25 @@ def plan_of(case: Case, model: Path) -> Plan:
     return plan_of_texts(schema, prompt, model, case.max_model_len)
 
 
+@cache
+def layout_of_text(schema: str, model: Path, max_model_len: int = 8192) -> SchemaLayout:
+    """The layout of a schema in PML."""
+    (parsed,) = parse_document(schema).schemas
+    return build_layout(parsed, encoder_of(model), max_model_len)
+
+
+@cache
 def plan_of_texts(schema: str, prompt: str, model: Path, max_model_len: int = 8192) -> Plan:
     """The plan of a prompt over a schema, both PML."""
-    (parsed,) = parse_document(schema).schemas
-    layout = build_layout(parsed, encoder_of(model), max_model_len)
+    layout = layout_of_text(schema, model, max_model_len)
     asked = parse_document(prompt).prompt
     assert asked is not None
     return build_plan(layout, asked)
+
+
+def layout_of(case: Case, model: Path) -> SchemaLayout:
+    """The layout that the plan of a case is over."""
+    return layout_of_text(case.texts(tokenizer_of(model))[0], model, case.max_model_len)
 
 
 def plan_named(name: str, model: Path, mode: str = "context") -> Plan:

@@ -16,8 +16,9 @@ from tests.byte_tokenizer import CHATML, byte_tokenizer
 from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.module_control import ModuleControl
-from vllm_promptcache.engine.module_store import ModuleStore, Residency, Variant
+from vllm_promptcache.engine.module_store import ModuleStore, Residency
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
+from vllm_promptcache.engine.variant import Variant
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.registry.capacity import Capacity
 from vllm_promptcache.registry.composer import Composer
@@ -45,13 +46,18 @@ class StoreLink:
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         self.calls.append(operation)
-        return self.control.call(operation, payload)
+        return self.control.call(operation, payload, self._compare)
 
     async def pause(self) -> None:
         raise AssertionError("nothing is ever left to encode")
 
     async def run(self, function: Callable[[], T]) -> T:
         return function()
+
+    def _compare(self, method: str, args: tuple[UnitKey, UnitKey]) -> list[Any]:
+        """What one worker says of a comparison: later tokens deviate more, in keys as in values."""
+        num_tokens = self.store.units[args[0]].geometry.num_rows
+        return [[([float(i) for i in range(num_tokens)], 1.0)] * 2]
 
     def _encode(self, keys: Iterable[UnitKey]) -> None:
         for key in keys:

@@ -9,8 +9,8 @@ from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey
 from vllm_promptcache.blocks.seats import Seats
-from vllm_promptcache.engine.module_store import is_head
 from vllm_promptcache.engine.stream_hasher import new_tokens_before
+from vllm_promptcache.engine.variant import whole_units
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class ComposedRequest:
 
         Repaired tokens are counted among the new ones; not those that an earlier turn has left.
         """
-        num_units = sum(not is_head(key) for key in self.composition.unit_keys)
+        num_units = len(whole_units(self.composition.unit_keys))
         num_found = self.num_found_tokens - self.seats.num_cached_tokens
         return {
             "modules_resident": num_units - self.num_encoded_units,

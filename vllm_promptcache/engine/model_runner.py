@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vllm_promptcache import compat
+from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.rows import Chunk, Rows, moved_tokens, positions_of, split_rows
 from vllm_promptcache.blocks.seats import EdgeRows
 from vllm_promptcache.engine.messages import Seating
@@ -70,6 +71,10 @@ class PromptCacheRunner:
         compat.check_layers(layers)
         self._cache_layers = [x for x in layers if x.kv_sharing_target_layer_name is None]
         self._row_store = RowStore(len(self._cache_layers))
+
+    def compare_states(self, unit: UnitKey, other: UnitKey) -> list[tuple[list[float], float]]:
+        """See ``RowStore.compare``; of the model's second layer, where the first has mixed tokens."""
+        return self._row_store.compare(unit, other, min(1, self._row_store.num_layers - 1))
 
     # -- before the forward pass -----------------------------------------------------------------
 

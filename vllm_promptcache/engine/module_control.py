@@ -8,8 +8,10 @@ from typing import Any
 from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.heads import head_end_of_link
 from vllm_promptcache.blocks.wire import texts_from_wire
-from vllm_promptcache.engine.module_store import ModuleStore, Residency, Variant, head_key
+from vllm_promptcache.engine.comparison import CallWorkers, Comparison
+from vllm_promptcache.engine.module_store import ModuleStore, Residency
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
+from vllm_promptcache.engine.variant import Variant, head_key
 
 
 class ModuleControl:
@@ -31,13 +33,16 @@ class ModuleControl:
         self.store = store
         self.catalog = catalog
         self.variant = variant
+        self.comparison = Comparison(store, catalog, variant, start_encoding)
         self._start_encoding = start_encoding
         self._check_integrity = check_integrity
         self._link_tokens = link_tokens
 
-    def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
-        ``stats`` or ``check``. Plain types in and out."""
+    def call(self, operation: str, payload: dict[str, Any], call_workers: CallWorkers) -> dict[str, Any]:
+        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``compare``,
+        ``status``, ``stats`` or ``check``. Plain types in and out."""
+        if operation == "compare":
+            return self.comparison.compare(payload, call_workers)
         handlers = {
             "define": self._define,
             "forget": self._forget,

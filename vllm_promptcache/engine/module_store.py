@@ -6,42 +6,20 @@ import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import cast
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
-from vllm_promptcache.blocks.heads import head_text, lay_out_head
-from vllm_promptcache.blocks.seats import Seats, SharedBlocks
+from vllm_promptcache.blocks.heads import COPY, head_text, lay_out_copy, lay_out_head
+from vllm_promptcache.blocks.seats import SharedBlocks
+from vllm_promptcache.engine.variant import Variant, head_key, is_copy, is_head
 
 MAX_KNOWN_UNITS = 20_000
-
-
-class Variant(NamedTuple):
-    """What separates states of the same text. Part of every key, so it must be quick to hash.
-
-    Attributes:
-        adapter: the LoRA adapter's number; 0 for none.
-        tenant: the request's ``cache_salt``.
-        head_end: 0 for a whole unit; else the token index at which its head ends (``blocks.heads``).
-    """
-
-    adapter: int = 0
-    tenant: str | None = None
-    head_end: int = 0
-
-
-def head_key(key: UnitKey, end: int) -> UnitKey:
-    """The key of a unit's head that ends at token ``end``."""
-    digest, variant = cast(tuple[str, Variant], key)
-    return digest, variant._replace(head_end=end)
-
-
-def is_head(key: UnitKey) -> bool:
-    """Whether a key is a head's, not a whole unit's."""
-    return cast(tuple[str, Variant], key)[1].head_end > 0
+# Copies of units that nobody asks for now: at most one token for so many that the KV cache holds.
+COPIED_PART = 4
 
 
 class Residency(enum.Enum):
@@ -76,7 +54,7 @@ class StoredUnit:
 
     @cached_property
     def whole(self) -> UnitKey | None:
-        """For a head, the key of its unit."""
+        """For a head or a copy, the key of its unit."""
         return head_key(self.key, 0) if is_head(self.key) else None
 
 
@@ -110,7 +88,9 @@ class ModuleStore:
             for context in text.context:
                 self.name(context, texts)
             _, variant = cast(tuple[str, Variant], key)
-            if variant.head_end:
+            if variant.head_end == COPY:
+                geometry = lay_out_copy(text, self.block_size)
+            elif variant.head_end:
                 geometry = lay_out_head(text, self.block_size)
             else:
                 geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
@@ -121,9 +101,9 @@ class ModuleStore:
         return unit
 
     def name_head(self, key: UnitKey, end: int) -> StoredUnit:
-        """Add a holder of the head, up to token ``end``, of a unit that is known."""
-        head = head_key(key, end)
-        return self.name(head, {head: head_text(self.units[key].text, end)})
+        """Add a holder of the head, up to token ``end``, or of the copy of a unit that is known."""
+        head, text = head_key(key, end), self.units[key].text
+        return self.name(head, {head: text if end == COPY else head_text(text, end)})
 
     def unname(self, key: UnitKey) -> None:
         """Remove a holder. A unit nobody names stays while resident and unpinned, until reclaimed."""
@@ -159,9 +139,9 @@ class ModuleStore:
             unit.pinned = False
             self._forget_if_idle(unit)
 
-    def check_room(self, units: Collection[StoredUnit], seats: Seats) -> None:
-        """Check that a request, seated on the units, could be admitted if it were alone with all that can
-        be pinned.
+    def check_room(self, units: Collection[StoredUnit], num_private_blocks: int = 0) -> None:
+        """Check that a request on the units, with so many blocks of its own, could be admitted if it were
+        alone with all that can be pinned.
 
         Raises:
             ValueError: it would wait for ever, and everyone behind it.
@@ -169,12 +149,11 @@ class ModuleStore:
         own = [unit for unit in units if not unit.pinned]
         kept = sum([unit.geometry.num_blocks for unit in own])
         scratch = max([unit.scratch_blocks for unit in own], default=0)
-        private = -(-seats.num_prompt_tokens // self.block_size) - seats.num_shared_blocks
         room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
-        if kept + max(scratch, private) > room:
+        if kept + max(scratch, num_private_blocks) > room:
             raise ValueError(
-                f"the prompt needs {kept + max(scratch, private)} KV blocks while its modules are encoded;"
-                f" {room} are there for what is not pinned"
+                f"the prompt needs {kept + max(scratch, num_private_blocks)} KV blocks while its modules are"
+                f" encoded; {room} are there for what is not pinned"
             )
 
     # -- residency -------------------------------------------------------------------------------
@@ -188,6 +167,8 @@ class ModuleStore:
         """Note that a request that encodes the unit is queued."""
         assert self.units[key].residency is Residency.ABSENT
         self.units[key].residency = Residency.ENCODING
+        if is_copy(key):
+            self._drop_old_copies()
 
     def allocate(self, key: UnitKey) -> None:
         """Take the unit's blocks from the pool; the caller has checked that they are free."""
@@ -250,6 +231,12 @@ class ModuleStore:
         self._evict(unit)
         self.num_evictions += 1
         return True
+
+    def discard(self, key: UnitKey) -> None:
+        """Drop a unit's states, if it has any that nobody uses or names."""
+        unit = self.units.get(key)
+        if unit is not None and self._is_idle(unit) and not unit.names:
+            self._evict(unit)
 
     def drop_all(self) -> None:
         """Drop every unit's states that no running request rests on, pinned ones too.
@@ -346,9 +333,10 @@ class ModuleStore:
         self.dropped.append(unit.key)
         self._forget_if_idle(unit)
         if not is_head(unit.key):
-            # A head has no blocks that are wanted: it goes with its unit.
+            # A head has no blocks that are wanted: it goes with its unit, if nobody waits for it.
             for head in [u for u in self.units.values() if u.whole == unit.key and self._is_idle(u)]:
-                self._evict(head)
+                if not head.names:
+                    self._evict(head)
 
     def _release_blocks(self, unit: StoredUnit) -> None:
         self.block_pool.free_blocks(reversed(unit.blocks))
@@ -361,6 +349,18 @@ class ModuleStore:
             del self.units[unit.key]
             for context in unit.text.context:
                 self.unname(context)
+
+    def _drop_old_copies(self) -> None:
+        """Copies take memory beside the KV cache: drop the least recently used that nobody names."""
+        copies = [u for u in self.units.values() if is_copy(u.key) and self._has_states(u)]
+        num_tokens = sum(u.geometry.num_rows for u in copies)
+        limit = self.block_pool.num_gpu_blocks * self.block_size // COPIED_PART
+        for unit in sorted(copies, key=lambda u: u.last_use):
+            if num_tokens <= limit:
+                break
+            if self._is_idle(unit) and not unit.names:
+                num_tokens -= unit.geometry.num_rows
+                self._evict(unit)
 
     def _forget_oldest_unnamed(self) -> None:
         """Units too short to fill a block are never reclaimed for their blocks: bound their number."""

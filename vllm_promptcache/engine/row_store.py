@@ -68,3 +68,17 @@ class RowStore:
             keys.append(pair[0][layer, rows.start : rows.end])
             values.append(pair[1][layer, rows.start : rows.end])
         return torch.cat(keys), torch.cat(values)
+
+    def compare(self, unit: UnitKey, other: UnitKey, layer: int) -> list[tuple[list[float], float]]:
+        """How far a unit's rows are from another's of as many, in one layer: of keys, then of values.
+
+        Each is the rows' squared distances, and the sum of the other's squared norms.
+        """
+        found: list[tuple[list[float], float]] = []
+        pair, other_pair = self._rows[unit], self._rows[other]
+        assert pair is not None and other_pair is not None, "rows are compared before they are computed"
+        for rows, other_rows in zip(pair, other_pair, strict=True):
+            mine, others = (r[layer].flatten(1).double() for r in (rows, other_rows))
+            distances = (mine - others).square().sum(1)
+            found.append((distances.tolist(), float(others.square().sum())))
+        return found

@@ -34,12 +34,14 @@ from vllm_promptcache.blocks.wire import (
 )
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
+from vllm_promptcache.engine.comparison import CallWorkers
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
-from vllm_promptcache.engine.module_store import Residency, StoredUnit, Variant, head_key, is_head
+from vllm_promptcache.engine.module_store import Residency, StoredUnit
 from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
+from vllm_promptcache.engine.variant import Variant, head_key, whole_units
 
 logger = init_logger(__name__)
 
@@ -127,7 +129,8 @@ class PromptCacheScheduling(Base):
                 composition = self._take_from_heads(composition, named)
             units = {key: unit.geometry for key, unit in named.items()}
             seats = take_seats(composition, units, self.store.block_size, self.max_model_len)
-            self.store.check_room(named.values(), seats)
+            num_blocks = -(-seats.num_prompt_tokens // self.store.block_size)
+            self.store.check_room(named.values(), num_blocks - seats.num_shared_blocks)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - seats.next_position)
             hasher = StreamHasher(seats, wire_identity(wire, variant)) if self._finds_history else None
@@ -178,7 +181,7 @@ class PromptCacheScheduling(Base):
             composition,
             seats,
             encodes,
-            num_encoded_units=sum(not is_head(key) for key in self.store.missing(composition)),
+            num_encoded_units=len(whole_units(self.store.missing(composition))),
             num_history_tokens=min(num_history_tokens, len(seats.offsets) - 1),
         )
 
@@ -324,9 +327,11 @@ class PromptCacheScheduling(Base):
             composed.reported = True
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA_ARG: composed.report}
 
-    def prompt_cache(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+    def prompt_cache(
+        self, operation: str, payload: dict[str, Any], call_workers: CallWorkers
+    ) -> dict[str, Any]:
         """One call of the front end; see ``ModuleControl``."""
-        return self.control.call(operation, payload)
+        return self.control.call(operation, payload, call_workers)
 
     def check_integrity(self) -> None:
         """Check block accounting; see ``ModuleStore.check_integrity``."""

@@ -6,13 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from vllm_promptcache.plan.link import renew_heads
 from vllm_promptcache.plan.plan import CachedSegment, Plan, Segment
+from vllm_promptcache.plan.select import Selected, renew_selected
 from vllm_promptcache.plan.tail import renew_tails
 from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.repair import FULL, NONE, Repair
 
 
-def repaired(plan: Plan, repair: Repair) -> Plan:
-    """What is asked of the engine instead of a plan that nothing was repaired in (docs/semantics.md)."""
+def repaired(plan: Plan, repair: Repair, selected: Selected | None = None) -> Plan:
+    """What is asked of the engine instead of a plan that nothing was repaired in (docs/semantics.md).
+
+    ``selected`` are the selected tokens of the plan's units, where the repair is of such tokens.
+    """
     if repair == NONE:
         return plan
     segments: Sequence[Segment] = plan.segments
@@ -23,6 +27,10 @@ def repaired(plan: Plan, repair: Repair) -> Plan:
             segments = renew_tails(segments)
         if repair.link_tokens:
             segments = renew_heads(segments, repair.link_tokens)
+        if repair.select:
+            if selected is None:
+                raise ValueError(f"repair '{repair}' needs to be told which tokens are selected")
+            segments = renew_selected(segments, selected)
     return Plan(plan.schema, plan.digest, _still_used(plan.units, segments), tuple(segments))
 
 

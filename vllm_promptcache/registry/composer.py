@@ -14,7 +14,7 @@ from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import Tail, build_resolved
-from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.plan import CachedSegment, Plan
 from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
 from vllm_promptcache.pml.nodes import MessageNode, PromptNode
@@ -109,7 +109,7 @@ class Composer:
         tails = [self._token_ids(text) for text in texts]
         entry, prompt = await self._read(pml)
         resolution = resolve_prompt(entry.layout, prompt, IssueList())
-        return [self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
+        return [await self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
 
     async def compose_chat(
         self, pml: object, options: PromptOptions, turns: Turns, *, tenant: bool = False
@@ -122,9 +122,9 @@ class Composer:
         resolution = resolve_prompt(entry.layout, prompt, IssueList())
         tail = [(self._continuation(resolution.roles, turns), "messages")]
         is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
-        return self._compose(entry, resolution, options, tail, tenant, is_later_turn)
+        return await self._compose(entry, resolution, options, tail, tenant, is_later_turn)
 
-    def _compose(
+    async def _compose(
         self,
         entry: SchemaEntry,
         resolution: Resolution,
@@ -134,7 +134,14 @@ class Composer:
         is_later_turn: bool = False,
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
-        plan = repaired(build_resolved(entry.layout, resolution, tail), repair)
+        plan = build_resolved(entry.layout, resolution, tail)
+        selected = None
+        if repair.select:
+            units = dict.fromkeys(s.unit for s in plan.segments if isinstance(s, CachedSegment))
+            selected = await self._registry.selection.select(
+                entry.layout, units, repair.select, is_shared=entry.is_defined or not tenant
+            )
+        plan = repaired(plan, repair, selected)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
         # Full attention is what others are compared with: it finds nothing either.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.registry import SchemaRegistry
+from vllm_promptcache.repair import NONE, Repair
 
 # A child of vLLM's logger, so that it is configured as the others are; vLLM itself need not be there.
 logger = logging.getLogger("vllm.promptcache")
@@ -16,9 +17,11 @@ logger = logging.getLogger("vllm.promptcache")
 _PAUSES_PER_LINE = 40
 
 
-async def load_and_pin(registry: SchemaRegistry, schemas: Iterable[tuple[str, SchemaNode]]) -> None:
+async def load_and_pin(
+    registry: SchemaRegistry, schemas: Iterable[tuple[str, SchemaNode]], repair: Repair = NONE
+) -> None:
     """Register schemas with the files they come from, pin what may be pinned, and wait until all of
-    that is encoded.
+    that is encoded, and tokens are selected that requests with the ``repair`` compute anew.
 
     Raises:
         PMLError: with the mistakes of all schemas.
@@ -48,6 +51,19 @@ async def load_and_pin(registry: SchemaRegistry, schemas: Iterable[tuple[str, Sc
                 error,
             )
     await wait_until_encoded(registry)
+    for layout in layouts:
+        await select_ahead(registry, layout.name, repair)
+
+
+async def select_ahead(registry: SchemaRegistry, name: str, repair: Repair) -> None:
+    """Select the tokens of a schema's units that requests with a repair compute anew, if it does so."""
+    if not repair.select:
+        return
+    layout = registry[name].layout
+    try:
+        await registry.selection.select(layout, layout.units, repair.select)
+    except RefusedError as error:
+        logger.warning("Prompt cache: no tokens of schema %r are selected ahead: %s.", name, error)
 
 
 async def wait_until_encoded(registry: SchemaRegistry) -> None:

@@ -13,6 +13,7 @@ from vllm_promptcache.registry.documents import LayoutBuilder
 from vllm_promptcache.registry.entry import SchemaEntry
 from vllm_promptcache.registry.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
 from vllm_promptcache.registry.link import EngineLink
+from vllm_promptcache.registry.selection import TokenSelection
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class SchemaRegistry:
         self.link = link
         self.builder = builder
         self.max_schemas = max_schemas
+        self.selection = TokenSelection(link)
         self.entries: dict[str, SchemaEntry] = {}
         self.layouts: dict[str, SchemaLayout] = {}
         self._change = asyncio.Lock()
