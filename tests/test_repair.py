@@ -1,6 +1,7 @@
 """Repairs as users write them."""
 
 import json
+from fractions import Fraction
 
 import pytest
 
@@ -18,6 +19,9 @@ from vllm_promptcache.repair import FULL, NONE, Repair
         ("tail", Repair(tail=True), "tail"),
         ("link:16+tail", Repair(16, tail=True), "link:16+tail"),
         ("tail+link:016", Repair(16, tail=True), "link:16+tail"),
+        ("select:0.1", Repair(select=Fraction(1, 10)), "select:0.1"),
+        ("select:.250", Repair(select=Fraction(1, 4)), "select:0.25"),
+        ("tail+select:0.5", Repair(tail=True, select=Fraction(1, 2)), "select:0.5+tail"),
     ],
 )
 def test_repairs_are_read_and_written(text: str, repair: Repair, written: str) -> None:
@@ -33,6 +37,17 @@ def test_repairs_are_read_and_written(text: str, repair: Repair, written: str) -
     [
         *("", "None", "link", "link:", "link:0", "link:1025", "link:-1", "link:1.5", "link: 1", "link:٣"),
         *("tail:1", "link:1+link:2", "tail+tail", "full+tail", "none+tail", "link:1+", " tail"),
+        *(
+            "select",
+            "select:",
+            "select:0",
+            "select:0.0",
+            "select:0.51",
+            "select:1",
+            "select:1/10",
+            "select:.1e0",
+        ),
+        *("select:0.1+link:4", "link:4+select:0.1+tail", "select:0.1+select:0.2", "select:-0.1"),
         *(16, True, None, ["tail"]),
     ],
 )

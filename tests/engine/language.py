@@ -11,7 +11,8 @@ from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.plan.explain import plan_to_json
+from vllm_promptcache.plan.plan import NewSegment, Plan
 from vllm_promptcache.pml.parser import parse_document
 
 
@@ -56,6 +57,12 @@ def plan_of_texts(schema: str, prompt: str, model: Path, max_model_len: int = 81
 def layout_of(case: Case, model: Path) -> SchemaLayout:
     """The layout that the plan of a case is over."""
     return layout_of_text(case.texts(tokenizer_of(model))[0], model, case.max_model_len)
+
+
+def units_of(layout: SchemaLayout) -> list[dict[str, Any]]:
+    """All units of a schema, as `explain` prints those of a plan."""
+    everything = Plan("", "", layout.units, (NewSegment([1], 0, ""),))
+    return list(plan_to_json(everything)["units"])
 
 
 def plan_named(name: str, model: Path, mode: str = "context") -> Plan:

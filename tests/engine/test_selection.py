@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vllm.outputs import RequestOutput
 
 from tests.cases import CASES, ENCODE_MODES, Case
-from tests.engine.language import layout_of, plan_of
+from tests.engine.language import layout_of, plan_of, units_of
 from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, travel, unit
 from tests.engine.support import Engine, composed, greedy, largest_error, serving, tokens_of
@@ -27,7 +27,7 @@ from vllm_promptcache.engine.variant import is_copy, is_head
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.offline import OfflineEngineLink
 from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import NewSegment, Plan
+from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.registry.errors import RefusedError
@@ -50,12 +50,6 @@ ENGINES = [(32, 2048, 64), (32, 53, 16), (128, 101, 64)]
 def defined_selection(case: Case, model: Path, share: str) -> dict[str, set[int]]:
     """The selected tokens of a case's units, by definition."""
     return selected_by_definition(load_reference_model(model), units_of(layout_of(case, model)), share)
-
-
-def units_of(layout: SchemaLayout) -> list[dict[str, Any]]:
-    """A schema's units, as `explain` prints those of a plan."""
-    everything = Plan("", "", layout.units, (NewSegment([1], 0, ""),))
-    return list(plan_to_json(everything)["units"])
 
 
 def selection_of(engine: Engine) -> TokenSelection:
@@ -308,10 +302,13 @@ def test_other_requests_go_on_meanwhile(engine: Engine, tiny_model: Path) -> Non
 
 
 def test_too_little_room_is_said(tiny_model: Path) -> None:
-    long = SCHEMA.replace("{70 tokens", "{400 tokens").replace("{100 tokens", "{400 tokens")
-    with serving(tiny_model, num_gpu_blocks_override=34, max_model_len=960) as engine:
-        layout = notes(tiny_model, long)
+    """16 blocks are not pinned away: 8 hold the company, and encoding behind it takes 9."""
+    text = SCHEMA.replace("{70 tokens", "{256 tokens").replace("{100 tokens", "{240 tokens")
+    settings = {"num_gpu_blocks_override": 34, "max_model_len": 512, "prompt_cache": {"pin_fraction": 1.0}}
+    with serving(tiny_model, **settings) as engine:
+        layout = notes(tiny_model, text)
+        assert engine.call("stats")["blocks_total"] - engine.call("stats")["blocks_pin_limit"] == 16
         with pytest.raises(RefusedError, match=r"tokens cannot be selected: .* KV blocks") as caught:
-            select(engine, layout, "0.1")
+            ask_for(selection_of(engine), layout, [layout.units[2]])
         assert caught.value.status == 507
-        assert ask_for(selection_of(engine), layout, [layout.units[1]]) == [40]
+        assert ask_for(selection_of(engine), layout, [layout.units[1]]) == [26]

@@ -49,7 +49,7 @@ class StoreLink:
         return self.control.call(operation, payload, self._compare)
 
     async def pause(self) -> None:
-        raise AssertionError("nothing is ever left to encode")
+        """Nothing is ever left to encode."""
 
     async def run(self, function: Callable[[], T]) -> T:
         return function()
