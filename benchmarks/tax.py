@@ -147,8 +147,8 @@ def tables(result: Result) -> list[Table]:
     columns = ("traffic", *WAYS, *(f"{a} / {b}" for a, b in RATIOS), "on / absent by start")
     note = (
         "Milliseconds (the batch: seconds). *off / absent* compares two servers that run the same code: it "
-        "shows how much a ratio means. Ratios are geometric means over the starts: each time another way's server "
-        "is started first, and is slower for as long as it lives."
+        "shows how much a ratio means. Ratios are geometric means over the starts. Each time the server of "
+        "another way is started first, and is slower for as long as it lives."
     )
     return [Table("Plain traffic", columns, tuple(rows), note)]
 
