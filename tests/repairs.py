@@ -12,7 +12,7 @@ Explained = dict[str, Any]
 
 
 def repair(explained: Explained, name: str, selected: Mapping[str, set[int]] | None = None) -> Explained:
-    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+tail`), as `explain` prints it.
+    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+close`), as `explain` prints it.
 
     For `select:R`, `selected` are the selected tokens of units: see tests/selection.py.
     """
@@ -20,7 +20,7 @@ def repair(explained: Explained, name: str, selected: Mapping[str, set[int]] | N
     for part in name.split("+"):
         if part == "full":
             new |= _all_tokens(explained)
-        elif part == "tail":
+        elif part in ("tail", "close"):
             new |= _tail_tokens(explained)
         elif part.startswith("select:"):
             assert selected is not None
@@ -47,7 +47,25 @@ def repair(explained: Explained, name: str, selected: Mapping[str, set[int]] | N
                 segments[-1]["position_ids"].append(unit["position_ids"][token])
             else:
                 segments[-1]["end"] = token + 1
+    if "close" in name.split("+"):
+        return _closed({**explained, "segments": segments})
     return {**explained, "segments": segments}
+
+
+def _closed(explained: Explained) -> Explained:
+    """All that is new behind the last reused token, at the positions right behind it."""
+    units = {unit["id"]: unit for unit in explained["units"]}
+    reused = [index for index, segment in enumerate(explained["segments"]) if "new" not in segment]
+    if not reused:
+        return explained
+    last = explained["segments"][reused[-1]]
+    position = units[last["unit"]]["position_ids"][last["end"] - 1]
+    segments = explained["segments"][: reused[-1] + 1]
+    for segment in explained["segments"][reused[-1] + 1 :]:
+        count = len(segment["token_ids"])
+        segments.append({**segment, "position_ids": [position + 1 + i for i in range(count)]})
+        position += count
+    return {**explained, "segments": segments, "next_position": position + 1}
 
 
 def _all_tokens(explained: Explained) -> set[tuple[int, int]]:

@@ -21,6 +21,9 @@ from vllm_promptcache.repair import FULL, NONE, Repair
         ("tail+link:016", Repair(16, tail=True), "link:16+tail"),
         ("select:0.1", Repair(select=Fraction(1, 10)), "select:0.1"),
         ("select:.250", Repair(select=Fraction(1, 4)), "select:0.25"),
+        ("close", Repair(tail=True, close=True), "close"),
+        ("tail+close", Repair(tail=True, close=True), "close"),
+        ("close+link:4", Repair(4, tail=True, close=True), "link:4+close"),
         ("tail+select:0.5", Repair(tail=True, select=Fraction(1, 2)), "select:0.5+tail"),
     ],
 )
@@ -36,7 +39,17 @@ def test_repairs_are_read_and_written(text: str, repair: Repair, written: str) -
     "value",
     [
         *("", "None", "link", "link:", "link:0", "link:1025", "link:-1", "link:1.5", "link: 1", "link:٣"),
-        *("tail:1", "link:1+link:2", "tail+tail", "full+tail", "none+tail", "link:1+", " tail"),
+        *(
+            "tail:1",
+            "link:1+link:2",
+            "tail+tail",
+            "full+tail",
+            "full+close",
+            "close+close",
+            "none+tail",
+            "link:1+",
+            " tail",
+        ),
         *(
             "select",
             "select:",

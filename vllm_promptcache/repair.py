@@ -16,9 +16,11 @@ MAX_SHARE = Fraction(1, 2)
 
 _ALLOWED = (
     f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'select:R' (R above 0, up to"
-    f" {float(MAX_SHARE):g}), 'tail', and the last with either of the two before it, as 'link:K+tail'"
+    f" {float(MAX_SHARE):g}), 'tail', 'close', and the last two with either before them, as 'link:K+tail'"
 )
-_PART = re.compile(r"(?P<tail>tail)|link:(?P<link>[0-9]{1,9})|select:(?P<select>0?\.[0-9]{1,6})")
+_PART = re.compile(
+    r"(?P<tail>tail)|(?P<close>close)|link:(?P<link>[0-9]{1,9})|select:(?P<select>0?\.[0-9]{1,6})"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Repair:
     Attributes:
         link_tokens: how many kept tokens at the head of each unit are computed anew (EPIC's LegoLink).
         tail: whether what a unit holds behind something else is computed anew.
+        close: whether, besides, what is new behind the last reused token stands right behind it.
         full: whether everything is computed anew; the others say nothing then.
         select: which share of each unit's kept tokens is computed anew, those chosen once whose states
             deviate most when the unit is encoded in company (after CacheBlend). Not with link tokens.
@@ -37,11 +40,12 @@ class Repair:
     tail: bool = False
     full: bool = False
     select: Fraction = Fraction(0)
+    close: bool = False
 
     @classmethod
     def parse(cls, text: object) -> Repair:
         """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``select:0.1``, ``tail``,
-        ``link:16+tail``.
+        ``close``, ``link:16+tail``.
 
         Raises:
             ValueError: it is none of these; the message names what is allowed.
@@ -59,8 +63,9 @@ class Repair:
             raise ValueError(f"repair {text!r}: so many tokens are not allowed; allowed are {_ALLOWED}")
         return cls(
             link if "link" in said else 0,
-            tail="tail" in said,
+            tail=not said.keys().isdisjoint({"tail", "close"}),
             select=share if "select" in said else Fraction(0),
+            close="close" in said,
         )
 
     def __str__(self) -> str:
@@ -68,7 +73,8 @@ class Repair:
             return "full"
         parts = [f"link:{self.link_tokens}"] if self.link_tokens else []
         parts += [f"select:{float(self.select):g}"] if self.select else []
-        return "+".join([*parts, "tail"] if self.tail else parts) or "none"
+        parts += ["close"] if self.close else ["tail"] if self.tail else []
+        return "+".join(parts) or "none"
 
 
 NONE = Repair()

@@ -24,7 +24,7 @@ from vllm_promptcache.repair import FULL, Repair
 
 MAX_ERROR = 1e-3
 NUM_TOKENS = 4
-REPAIRS = ["link:1", "link:5", "link:33", "link:64", "tail", "link:40+tail", "full"]
+REPAIRS = ["link:1", "link:5", "link:33", "link:64", "tail", "link:40+tail", "close", "full"]
 ALL_CASES = [case.with_encode(mode) for case in CASES for mode in ENCODE_MODES]
 IDS = [f"{case.name}-{mode}" for case in CASES for mode in ENCODE_MODES]
 

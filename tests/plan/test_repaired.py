@@ -46,6 +46,21 @@ def test_generated_plans_are_repaired_as_defined(pair: tuple[str, str], name: st
 
 
 @settings(deadline=None)
+@given(documents(), st.sampled_from(["close", "link:3+close", "link:40+close"]))
+def test_closing_up_moves_what_is_new_behind_all_that_is_reused(pair: tuple[str, str], name: str) -> None:
+    plan = plan_of(*pair)[3]
+    found = repaired(plan, Repair.parse(name))
+    expected = repaired_by_definition(plan_to_json(plan), name)
+    explained = plan_to_json(found)
+    assert without_sources(explained["segments"]) == without_sources(expected["segments"])
+    assert found.next_position == expected["next_position"] <= plan.next_position
+    assert np.array_equal(plain_tokens(found)[0], plain_tokens(plan)[0])
+    tail = repaired(plan, Repair.parse(name.replace("close", "tail")))
+    assert [s.num_tokens for s in found.segments] == [s.num_tokens for s in tail.segments]
+    assert found.units == tail.units
+
+
+@settings(deadline=None)
 @given(documents(), st.booleans(), st.data())
 def test_selected_tokens_are_made_new_as_defined(
     pair: tuple[str, str], tail: bool, data: st.DataObject

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vllm_promptcache.plan.close import close_up
 from vllm_promptcache.plan.link import renew_heads
 from vllm_promptcache.plan.plan import CachedSegment, Plan, Segment
 from vllm_promptcache.plan.select import Selected, renew_selected
@@ -31,6 +32,8 @@ def repaired(plan: Plan, repair: Repair, selected: Selected | None = None) -> Pl
             if selected is None:
                 raise ValueError(f"repair '{repair}' needs to be told which tokens are selected")
             segments = renew_selected(segments, selected)
+        if repair.close:
+            segments = close_up(segments)
     return Plan(plan.schema, plan.digest, _still_used(plan.units, segments), tuple(segments))
 
 
