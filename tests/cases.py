@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-ENCODE_MODES = ("context", "isolated")
+ENCODE_MODES = ("context", "isolated", "sequence")
 
 _COUNTED = re.compile(r"\{(\d+) tokens(?:: (\w+))?\}")
 _WORDS = [
@@ -33,7 +33,7 @@ class Case:
     notes: str = ""
 
     def with_encode(self, mode: str) -> Case:
-        """The same case with `encode` set to `context` or `isolated`."""
+        """The same case with `encode` set to one of `ENCODE_MODES`."""
         schema = re.sub(
             r'<schema name="([^"]*)"', rf'<schema name="\1" encode="{mode}"', self.schema, count=1
         )

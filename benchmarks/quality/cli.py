@@ -14,7 +14,16 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from benchmarks.quality.prompts import PLACES
-from benchmarks.quality.questions import REPORT, TUNE, Question, read_questions, read_span, select
+from benchmarks.quality.questions import (
+    LEFT_OUT,
+    REPORT,
+    TUNE,
+    Question,
+    among_others,
+    read_questions,
+    read_span,
+    select,
+)
 from benchmarks.quality.rows import FirstTokens, Rows
 from benchmarks.quality.summary import panels, summarize, tables
 from benchmarks.quality.ways import DEFAULT_WAYS, Way, read_ways
@@ -31,12 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         ways = read_ways(args.ways)
-        asked = select(read_questions(args.data), args.split, args.questions)
+        everything = read_questions(args.data)
+        asked = select(everything, args.split, args.questions)
+        asked = among_others(asked, [q for q in everything if args.split in (None, q.part)], args.left_out)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if not asked:
         parser.error("no question is selected")
-    out = args.out or RESULTS / "quality" / _short_name(args.model) / args.data.stem
+    folder = args.data.stem if args.left_out == "none" else f"{args.data.stem}-{args.left_out}-left-out"
+    out = args.out or RESULTS / "quality" / _short_name(args.model) / folder
     interrupted = False
     if not args.only_report:
         try:
@@ -66,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only-times", action="store_true", help="measure nothing but the times")
     parser.add_argument("--only-report", action="store_true", help="tables and plots of what is there")
     parser.add_argument("--place", choices=PLACES, default="system", help="of the passages (default: system)")
+    parser.add_argument(
+        "--left-out",
+        choices=LEFT_OUT,
+        default="none",
+        help="passages of another question in the schema, which prompts do not include (default: none)",
+    )
     parser.add_argument("--chunk", type=int, default=8, help="questions in a batch (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=32, help="of an answer (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="of weights and KV cache (default: %(default)s)")
@@ -116,6 +134,7 @@ def _note_settings(args: argparse.Namespace, model: str, out: Path) -> None:
         "data": args.data.name,
         "data_sha256": sha256(args.data.read_bytes()).hexdigest(),
         "place": args.place,
+        "left_out": args.left_out,
         "max_tokens": args.max_tokens,
         "dtype": args.dtype,
         "block_size": args.block_size,

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 from xml.sax.saxutils import escape
 
-from benchmarks.quality.questions import Passage, Question
+from benchmarks.quality.questions import LeftOut, Passage, Question
 from benchmarks.quality.ways import ENCODINGS, Way
 from vllm_promptcache.blocks.wire import EXTRA_ARG, plan_to_wire, prompt_token_ids
 from vllm_promptcache.errors import IssueList
@@ -33,16 +33,23 @@ PLACES = {
 }
 
 
-def schema_pml(passages: tuple[Passage, ...], encode: str, scaffolded: bool, place: str = "system") -> str:
-    """The schema with one module for each passage."""
+def schema_pml(
+    passages: tuple[Passage, ...], left_out: LeftOut, encode: str, scaffolded: bool, place: str = "system"
+) -> str:
+    """The schema with one module for each passage, and one for each that prompts leave out."""
     names = [f"p{i}" for i in range(len(passages))]
+    others = {number: _module(f"other{number}", passage) for number, passage in left_out}
     modules = "".join(
-        f'<module name="{name}">{escape(passage_text(passage))}</module>'
-        for name, passage in zip(names, passages, strict=True)
+        others.get(number, "") + _module(name, passage)
+        for number, (name, passage) in enumerate(zip(names, passages, strict=True))
     )
     body = PLACES[place].format(instruction=escape(INSTRUCTION), passages=modules)
     scaffold = f'<scaffold modules="{" ".join(names)}"/>' if scaffolded else ""
     return f'<schema name="passages" encode="{encode}" space="preserve">{body}{scaffold}</schema>'
+
+
+def _module(name: str, passage: Passage) -> str:
+    return f'<module name="{name}">{escape(passage_text(passage))}</module>'
 
 
 def passage_text(passage: Passage) -> str:
@@ -103,7 +110,7 @@ class PromptMaker:
 
     def plan(self, question: Question, encoding: str) -> Plan:
         """The plan of a question over modules, before anything is repaired."""
-        layout = self._layout(question.passages, *ENCODINGS[encoding])
+        layout = self._layout(question.passages, question.left_out, *ENCODINGS[encoding])
         prompt = parse_document(prompt_pml(question)).prompt
         assert prompt is not None
         resolution = resolve_prompt(layout, prompt, IssueList())
@@ -116,6 +123,9 @@ class PromptMaker:
         """The gold answer as the model would write it at the start of its message."""
         return self.encoder.encode(question.answers[0])
 
-    def _build_layout(self, passages: tuple[Passage, ...], encode: str, scaffolded: bool) -> SchemaLayout:
-        (schema,) = parse_document(schema_pml(passages, encode, scaffolded, self._place)).schemas
+    def _build_layout(
+        self, passages: tuple[Passage, ...], left_out: LeftOut, encode: str, scaffolded: bool
+    ) -> SchemaLayout:
+        text = schema_pml(passages, left_out, encode, scaffolded, self._place)
+        (schema,) = parse_document(text).schemas
         return build_layout(schema, self.encoder, self._max_model_len)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
 TUNE, REPORT = "tune", "report"
+# How many passages that a prompt leaves out stand among its own.
+LEFT_OUT = ("none", "one", "half")
 # Questions over the same passages that are asked together: their modules are encoded once.
 RUN_OF_QUESTIONS = 8
 
@@ -22,14 +24,22 @@ class Passage:
     text: str
 
 
+LeftOut = tuple[tuple[int, Passage], ...]
+
+
 @dataclass(frozen=True)
 class Question:
-    """A question over passages; any of ``answers`` is right, the first one is the gold answer."""
+    """A question over passages; any of ``answers`` is right, the first one is the gold answer.
+
+    ``left_out`` are passages that the schema holds and the prompt does not include, each with the number of
+    the passage that it stands before.
+    """
 
     id: str
     passages: tuple[Passage, ...]
     question: str
     answers: tuple[str, ...]
+    left_out: LeftOut = ()
 
     @property
     def passages_digest(self) -> str:
@@ -77,6 +87,29 @@ def select(
     """The questions of a part (all for None), in the order of asking, and of those a half-open range."""
     asked = in_order([q for q in questions if part is None or q.part == part])
     return asked if span is None else asked[slice(*span)]
+
+
+def among_others(questions: Sequence[Question], others: Sequence[Question], share: str) -> list[Question]:
+    """The questions over schemas that also hold passages of another question, which prompts leave out.
+
+    ``share`` is ``none``, ``one`` (before the passage in the middle) or ``half`` (before every passage).
+    """
+    return (
+        [_among_others(question, others, share) for question in questions]
+        if share != "none"
+        else [*questions]
+    )
+
+
+def _among_others(question: Question, others: Sequence[Question], share: str) -> Question:
+    own = set(question.passages)
+    # The next question in the file that shares none of the passages.
+    at = next((n for n, other in enumerate(others) if other.id == question.id), 0)
+    other = next(o for o in (*others[at:], *others[:at]) if not own & set(o.passages))
+    count = len(question.passages)
+    places = [count // 2] if share == "one" else range(count)
+    left_out = tuple((place, other.passages[place % len(other.passages)]) for place in places)
+    return replace(question, left_out=left_out)
 
 
 def in_order(questions: Iterable[Question], run: int = RUN_OF_QUESTIONS) -> list[Question]:

@@ -18,10 +18,11 @@ ENCODINGS: dict[str, tuple[str, bool]] = {
     "isolated": ("isolated", False),
     "context": ("context", False),
     "scaffold": ("context", True),
+    "sequence": ("sequence", False),
 }
 DEFAULT_WAYS = (
-    "full,isolated,context,scaffold,isolated+link:16,isolated+link:32,context+link:16,context+link:32,"
-    "context+tail,context+tail+link:8,context+tail+link:16,context+tail+link:32"
+    "full,isolated,context,scaffold,sequence,sequence+tail,isolated+link:16,context+tail,context+link:16,"
+    "context+tail+link:16,context+tail+link:32"
 )
 
 

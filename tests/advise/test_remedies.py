@@ -9,7 +9,7 @@ import pytest
 from tests.byte_tokenizer import byte_tokenizer, plan_lines
 from vllm_promptcache.advise.advice import Advice, ModuleEffect, RemedyEffect
 from vllm_promptcache.advise.case import Case
-from vllm_promptcache.advise.changes import checked, in_context, with_scaffold, without_cache
+from vllm_promptcache.advise.changes import checked, encoded, with_scaffold, without_cache
 from vllm_promptcache.advise.remedies import SchemaChanges, repairs_for
 from vllm_promptcache.advise.report import write_report
 from vllm_promptcache.errors import PMLError
@@ -66,7 +66,8 @@ def test_one_unit_anew_leaves_the_others() -> None:
 def test_questions_keep_their_tokens_over_other_layouts() -> None:
     schema = node()
     for changed in (
-        in_context(schema),
+        encoded(schema, "context"),
+        encoded(schema, "sequence"),
         with_scaffold(schema, [("a",), ("b",)]),
         without_cache(schema, ("a", "in")),
         without_cache(schema, ("b",)),
@@ -98,6 +99,8 @@ def test_changes_follow_what_causes_most_and_what_is_used_together() -> None:
     found = changes(schema, cases, {"a": 0.1, "a/in": 0.5, "b": 0.3, "c": 0.2}).find(cases, with_tail=True)
     assert [remedy.name for remedy in found] == [
         'encode="context"',
+        'encode="sequence"',
+        'encode="sequence", repair tail',
         '<scaffold modules="a/in b"/>',
         '<scaffold modules="a/in b"/>, repair tail',
         'encode="context", <scaffold modules="a/in b"/>',
@@ -108,14 +111,17 @@ def test_changes_follow_what_causes_most_and_what_is_used_together() -> None:
         'encode="context", <scaffold modules="a b"/>, repair tail',
         'cache="false" on a/in',
     ]
-    assert [remedy.layout.encode for remedy in found[:4]] == ["context", "isolated", "isolated", "context"]
+    assert [remedy.layout.encode for remedy in found[:5]] == [
+        *("context", "sequence", "sequence"),
+        *["isolated"] * 2,
+    ]
 
 
 def test_what_a_schema_says_already_is_not_tried_again() -> None:
-    schema = with_scaffold(in_context(node()), [("a",), ("b",)])
-    cases = cases_over(build(in_context(node())), ["<a/><b/>"])
+    schema = with_scaffold(encoded(node(), "context"), [("a",), ("b",)])
+    cases = cases_over(build(encoded(node(), "context")), ["<a/><b/>"])
     found = changes(schema, cases, {"a": 0.1, "b": 0.3}).find(cases, with_tail=False)
-    assert [remedy.name for remedy in found] == []
+    assert [remedy.name for remedy in found] == ['encode="sequence"']
 
 
 def effect(name: str, divergence: float, recomputed: float = 0, blocks: int = 0) -> RemedyEffect:

@@ -121,6 +121,39 @@ def test_contexts_are_the_enclosing_units_outermost_first() -> None:
     assert [unit.context for unit in isolated.units] == [(), (), (), ()]
 
 
+def contexts_of(layout: SchemaLayout) -> dict[str, list[str]]:
+    return {
+        unit.id.removeprefix("s/"): [seen.id.removeprefix("s/") for seen in unit.context]
+        for unit in layout.units
+    }
+
+
+def test_in_sequence_modules_see_all_that_stands_before_them() -> None:
+    layout = layout_of(
+        'r<module name="a">a<module name="b">b</module>a</module>r'
+        '<module name="c" cache="false">c<module name="d">d</module></module><module name="e">e</module>',
+        attributes=' encode="sequence"',
+    )
+    assert contexts_of(layout) == {
+        "s": [],
+        "a": ["s"],
+        "a/b": ["s", "a"],
+        "c/d": ["s", "a", "a/b"],
+        "e": ["s", "a", "a/b", "c/d"],
+    }
+
+
+def test_in_sequence_members_of_a_union_do_not_see_each_other() -> None:
+    union = (
+        '<union{}><module name="b">b</module><module name="c">c<module name="d">d</module></module></union>'
+    )
+    content = f'<module name="a">a</module>{union}<module name="e">e</module>'
+    plain = contexts_of(layout_of(content.format(""), attributes=' encode="sequence"'))
+    assert plain == {"a": [], "b": ["a"], "c": ["a"], "c/d": ["a", "c"], "e": ["a"]}
+    stands = contexts_of(layout_of(content.format(' scaffold="c"'), attributes=' encode="sequence"'))
+    assert stands == {**plain, "e": ["a", "c", "c/d"]}
+
+
 def test_only_cached_text_is_context() -> None:
     layout = layout_of('<module name="m" cache="false">b<module name="n">c</module></module>')
     assert [(unit.id, unit.context) for unit in layout.units] == [("s/m/n", ())]

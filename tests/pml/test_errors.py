@@ -133,7 +133,7 @@ NAMES = {
         "1:18: schema[s]/@xml:space: unknown attribute 'xml:space'; did you mean 'space'?"
     ],
     '<schema name="s" encode="alone"/>': [
-        "1:18: schema[s]/@encode: 'encode' is 'alone'; allowed are 'context', 'isolated'"
+        "1:18: schema[s]/@encode: 'encode' is 'alone'; allowed are 'context', 'isolated', 'sequence'"
     ],
     '<schema name="s" space="keep"/>': [
         "1:18: schema[s]/@space: 'space' is 'keep'; allowed are 'compact', 'normalize', 'preserve'"

@@ -19,9 +19,9 @@ from vllm_promptcache.pml.nodes import (
 Path = tuple[str, ...]
 
 
-def in_context(schema: SchemaNode) -> SchemaNode:
-    """The schema with ``encode="context"``."""
-    return replace(schema, encode="context")
+def encoded(schema: SchemaNode, encode: str) -> SchemaNode:
+    """The schema with another ``encode``."""
+    return replace(schema, encode=encode)
 
 
 def with_scaffold(schema: SchemaNode, modules: Iterable[Path]) -> SchemaNode:

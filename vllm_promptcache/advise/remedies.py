@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from vllm_promptcache.advise.case import Case
-from vllm_promptcache.advise.changes import checked, in_context, with_scaffold, without_cache
+from vllm_promptcache.advise.changes import checked, encoded, with_scaffold, without_cache
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.repaired import repaired
@@ -57,7 +57,7 @@ class SchemaChanges:
     causes: Mapping[Unit, float]
 
     def find(self, cases: Sequence[Case], *, with_tail: bool) -> list[Remedy]:
-        """What the schema could say instead; scaffolds are tried ``with_tail`` as well."""
+        """What the schema could say instead; scaffolds and sequences are tried ``with_tail`` as well."""
         found: list[Remedy] = []
         for name, schema in self._changed(cases):
             try:
@@ -65,15 +65,17 @@ class SchemaChanges:
             except PMLError:
                 continue  # the schema says so already, or says what does not go together with it
             found.append(Remedy(name, layout))
-            if with_tail and "<scaffold" in name:
+            if with_tail and ("<scaffold" in name or "sequence" in name):
                 found.append(Remedy(f"{name}, repair {TAIL}", layout, TAIL))
         return found
 
     def _changed(self, cases: Sequence[Case]) -> Iterator[tuple[str, SchemaNode]]:
         bases = {"": self.schema}
         if self.schema.encode == "isolated":
-            bases['encode="context", '] = in_context(self.schema)
-            yield 'encode="context"', in_context(self.schema)
+            bases['encode="context", '] = encoded(self.schema, "context")
+            yield 'encode="context"', encoded(self.schema, "context")
+        if self.schema.encode != "sequence" and len(self.modules) > 1:
+            yield 'encode="sequence"', encoded(self.schema, "sequence")
         for names in self._groups(cases):
             scaffold = f'<scaffold modules="{" ".join(names)}"/>'
             for prefix, base in bases.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -69,7 +69,8 @@ class _Builder:
     """Makes modules' layouts from the schema down, so that contexts are there before what sees them."""
 
     def __init__(self, schema: SchemaNode) -> None:
-        self._sees_context = schema.encode == "context"
+        self._sees_context = schema.encode != "isolated"
+        self._sees_siblings = schema.encode == "sequence"
         self.units: dict[int, Unit] = {}
         self.modules: dict[int, ModuleLayout] = {}
 
@@ -84,9 +85,14 @@ class _Builder:
         kept = [run for run in draft.runs if run.kept]
         children: dict[str, ModuleLayout] = {}
         unions = {id(union): _union(union) for union in draft.unions}
+        # What siblings further down may see, and the union each is in.
+        before: list[tuple[UnionDraft | None, Unit]] = []
         for child in draft.children:
             child_union = unions[id(child.union)] if child.union else None
-            layout = self.module(child, child_union, context)
+            seen = [unit for union_of, unit in before if union_of is None or union_of is not child.union]
+            layout = self.module(child, child_union, (*context, *seen))
+            if self._sees_siblings and _stands_for_union(child):
+                before += [(child.union, unit) for unit in self._units_under(child)]
             children[layout.name] = layout
             if child_union is not None:
                 members = child_union.members
@@ -112,6 +118,19 @@ class _Builder:
         )
         self.modules[draft.index] = module
         return module
+
+    def _units_under(self, draft: ModuleDraft) -> Iterator[Unit]:
+        """What may be seen behind a module: its unit and those inside it, of unions what stands for them."""
+        if draft.index in self.units:
+            yield self.units[draft.index]
+        for child in draft.children:
+            if _stands_for_union(child):
+                yield from self._units_under(child)
+
+
+def _stands_for_union(draft: ModuleDraft) -> bool:
+    """Whether what comes after may count on a module: it is in no union, or names itself for its union."""
+    return draft.union is None or draft.union.node.scaffold == draft.node.name
 
 
 def _unit_places(units: Sequence[Unit]) -> dict[Unit, tuple[int, ...]]:

@@ -75,7 +75,7 @@ SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode |
 
 @dataclass(frozen=True, slots=True)
 class SchemaNode:
-    """A schema. `encode` is `context` or `isolated`."""
+    """A schema. `encode` is `context`, `isolated` or `sequence`."""
 
     name: str
     encode: str

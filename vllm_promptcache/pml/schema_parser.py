@@ -56,7 +56,7 @@ class SchemaParser:
         surroundings = _Surroundings(attributes.space(space), _IN_SCHEMA)
         return SchemaNode(
             attributes.name() or "",
-            attributes.choice("encode", ("context", "isolated")) or "context",
+            attributes.choice("encode", ("context", "isolated", "sequence")) or "context",
             self._children(element, surroundings),
             element.place,
         )
