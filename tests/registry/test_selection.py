@@ -79,10 +79,13 @@ def test_schemas_are_ready_for_the_default(front_end: FrontEnd) -> None:
     for repair in (NONE, Repair.parse("link:4"), Repair.parse("tail")):
         run_sync(select_ahead(front_end.registry, "notes", repair))
     assert front_end.link.calls == []
-    run_sync(select_ahead(front_end.registry, "notes", Repair.parse("select:0.1")))
+    repair = Repair.parse("select:0.1")
+    run_sync(select_ahead(front_end.registry, "notes", repair, ["a", "b"]))
     assert front_end.link.calls == ["compare"] * 2
     ask(front_end, PROMPT, "select:0.2")
     assert front_end.link.calls == ["compare"] * 2
+    run_sync(select_ahead(front_end.registry, "notes", repair))
+    assert front_end.link.calls == ["compare"] * 4
     run_sync(front_end.registry.remove("notes"))
     assert not any(unit.names for unit in front_end.link.store.units.values())
 
