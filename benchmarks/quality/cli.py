@@ -114,7 +114,8 @@ def _measure(args: argparse.Namespace, ways: list[Way], asked: list[Question], o
     )
     _note_settings(args, model, out)
     engine = QualityEngine(settings)
-    maker = PromptMaker(TextEncoder(AutoTokenizer.from_pretrained(model)), args.max_model_len, args.place)
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(model))
+    maker = PromptMaker(encoder, args.max_model_len, args.place, engine.select)
     if not args.only_times:
         rows, first_tokens = Rows(out / "rows.jsonl"), FirstTokens(out / "first-tokens.jsonl")
         measurement = Measurement(args.max_tokens, args.chunk)

@@ -6,12 +6,18 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.prompts import Prompt
+from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.plan.select import Selected
+from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.registry.link import run_sync
+from vllm_promptcache.registry.selection import TokenSelection
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class QualityEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from benchmarks.quality.forcing import Forcing
+        from vllm_promptcache.offline import OfflineEngineLink
 
         torch.set_num_threads(threads)
         given = {} if settings.block_size is None else {"block_size": settings.block_size}
@@ -86,6 +93,11 @@ class QualityEngine:
         self.settings = settings
         self._first_tokens = Forcing.first_tokens
         self._engine = LLMEngine.from_engine_args(arguments)
+        self._selection = TokenSelection(OfflineEngineLink(self._engine))
+
+    def select(self, layout: SchemaLayout, units: Iterable[Unit], share: Fraction) -> Selected:
+        """The selected tokens of a schema's units; the engine is idle before and after."""
+        return run_sync(self._selection.select(layout, units, share))
 
     def ask(self, asks: Iterable[Ask]) -> dict[str, Answer]:
         """Run requests together; their answers by name."""

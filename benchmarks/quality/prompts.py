@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 from xml.sax.saxutils import escape
@@ -18,6 +20,8 @@ from vllm_promptcache.plan.build import build_resolved
 from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.plan.resolve import resolve_prompt
+from vllm_promptcache.plan.select import Selected
+from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.parser import parse_document
 
 INSTRUCTION = (
@@ -64,6 +68,9 @@ def prompt_pml(question: Question) -> str:
     return f'<prompt schema="passages">{modules}<user space="preserve">{text}</user></prompt>'
 
 
+Select = Callable[[SchemaLayout, Iterable[Unit], Fraction], Selected]
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A question asked one way, as the engine takes it.
@@ -94,10 +101,16 @@ class Prompt:
 
 
 class PromptMaker:
-    """Makes prompts for one model; remembers the schemas used last."""
+    """Makes prompts for one model; remembers the schemas used last.
 
-    def __init__(self, encoder: TextEncoder, max_model_len: int, place: str = "system"):
+    ``select`` is asked for selected tokens, by a schema, its units and a share of their tokens.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, max_model_len: int, place: str = "system", select: Select | None = None
+    ):
         self.encoder = encoder
+        self._select = select
         self._max_model_len = max_model_len
         self._place = place
         self._layout = lru_cache(maxsize=64)(self._build_layout)
@@ -105,12 +118,19 @@ class PromptMaker:
     def make(self, question: Question, way: Way) -> Prompt:
         """The prompt of a question asked one way."""
         plan = self.plan(question, way.encoding)
-        asked = repaired(plan, way.repair)
+        selected = None
+        if way.repair.select and self._select is not None:
+            selected = self._select(self.layout(question, way.encoding), plan.units, way.repair.select)
+        asked = repaired(plan, way.repair, selected)
         return Prompt(way, question, asked, asked.num_repaired_tokens, plan.num_cached_tokens)
+
+    def layout(self, question: Question, encoding: str) -> SchemaLayout:
+        """The layout of a question's passages."""
+        return self._layout(question.passages, question.left_out, *ENCODINGS[encoding])
 
     def plan(self, question: Question, encoding: str) -> Plan:
         """The plan of a question over modules, before anything is repaired."""
-        layout = self._layout(question.passages, question.left_out, *ENCODINGS[encoding])
+        layout = self.layout(question, encoding)
         prompt = parse_document(prompt_pml(question)).prompt
         assert prompt is not None
         resolution = resolve_prompt(layout, prompt, IssueList())

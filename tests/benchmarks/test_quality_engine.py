@@ -28,7 +28,7 @@ pytestmark = pytest.mark.engine
 
 WAYS = (
     "full,isolated,context,scaffold,isolated+link:33,context+link:8,context+link:40,context+link:500,"
-    "context+tail,context+tail+link:8,scaffold+tail"
+    "context+tail,context+tail+link:8,scaffold+tail,context+select:0.2+tail"
 )
 MAX_ERROR = 1e-3
 
@@ -48,8 +48,9 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def maker(tiny_model: Path) -> PromptMaker:
-    return PromptMaker(TextEncoder(AutoTokenizer.from_pretrained(tiny_model)), 4096)
+def maker(tiny_model: Path, engine: QualityEngine) -> PromptMaker:
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(tiny_model))
+    return PromptMaker(encoder, 4096, select=engine.select)
 
 
 @pytest.fixture(scope="module")

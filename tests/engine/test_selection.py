@@ -17,7 +17,7 @@ from vllm.outputs import RequestOutput
 from tests.cases import CASES, ENCODE_MODES, Case
 from tests.engine.language import layout_of, plan_of, units_of
 from tests.engine.oracle import Oracle
-from tests.engine.plans import new, plan, travel, unit
+from tests.engine.plans import new, plan, scattered, travel, unit
 from tests.engine.support import Engine, composed, greedy, largest_error, serving, tokens_of
 from tests.reference import load_reference_model
 from tests.repairs import repair as repaired_by_definition
@@ -117,19 +117,6 @@ def test_case(answers: Answers, tiny_model: Path, oracle: Oracle, index: int) ->
 
 def report_of(output: Any) -> dict[str, int]:
     return dict(output.kv_transfer_params["prompt_cache"])
-
-
-def every_third(of: Plan, first: int = 2) -> dict[Unit, NDArray[np.int64]]:
-    """Tokens of a plan's units, as if they had been selected: some alone, some in runs."""
-    return {
-        u: np.array([t for t in np.flatnonzero(u.kept).tolist() if t % 3 == first or t % 40 < 5], np.int64)
-        for u in of.units
-    }
-
-
-def scattered(prompt: Plan, *, tail: bool = False, first: int = 2) -> Plan:
-    """A plan with tokens renewed everywhere."""
-    return repaired(prompt, Repair(tail=tail, select=Fraction(1, 2)), every_third(prompt, first))
 
 
 # -- copies ----------------------------------------------------------------------------------------

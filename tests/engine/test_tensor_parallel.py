@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.language import layout_of, units_of
 from tests.engine.oracle import Oracle
-from tests.engine.tensor_parallel import NUM_TOKENS, plans
+from tests.engine.tensor_parallel import NUM_TOKENS, SELECTED, plans
+from tests.reference import load_reference_model
+from tests.selection import select
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +34,9 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> 
         text=True,
         timeout=280,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    answers = json.loads(lines[0].removeprefix("ANSWERS "))
+    lines = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    assert {"ANSWERS", "SELECTED"} <= lines.keys(), done.stdout[-3000:] + done.stderr[-3000:]
+    answers = json.loads(lines["ANSWERS"])
     expected = plans(tiny_model)
     assert len(answers) == 2 * len(expected)  # cold and warm
     for answer, plan in zip(answers, [*expected, *expected], strict=True):
@@ -42,3 +45,8 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> 
         assert answer["cached"] == plan.num_cached_tokens
         for step, found in enumerate(answer["logprobs"]):
             assert all(abs(logprob - float(logprobs[step, token])) < 1e-3 for token, logprob in found)
+
+    units = units_of(layout_of(SELECTED, tiny_model))
+    selected = select(load_reference_model(tiny_model), units, "0.3")
+    found = {unit: set(tokens) for unit, tokens in json.loads(lines["SELECTED"]).items()}
+    assert found == {unit: tokens for unit, tokens in selected.items() if tokens}

@@ -79,10 +79,13 @@ def test_schemas_are_ready_for_the_default(front_end: FrontEnd) -> None:
     for repair in (NONE, Repair.parse("link:4"), Repair.parse("tail")):
         run_sync(select_ahead(front_end.registry, "notes", repair))
     assert front_end.link.calls == []
-    run_sync(select_ahead(front_end.registry, "notes", Repair.parse("select:0.1")))
+    repair = Repair.parse("select:0.1")
+    run_sync(select_ahead(front_end.registry, "notes", repair, ["a", "b"]))
     assert front_end.link.calls == ["compare"] * 2
     ask(front_end, PROMPT, "select:0.2")
     assert front_end.link.calls == ["compare"] * 2
+    run_sync(select_ahead(front_end.registry, "notes", repair))
+    assert front_end.link.calls == ["compare"] * 4
     run_sync(front_end.registry.remove("notes"))
     assert not any(unit.names for unit in front_end.link.store.units.values())
 
@@ -91,10 +94,10 @@ def test_without_room_it_is_refused_and_schemas_are_loaded_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     front_end = FrontEnd(StoreLink(num_blocks=20, pin_limit=2))
-    front_end.register(schema("notes", a="a" * 150, b="b" * 144))
+    front_end.register(schema("notes", a="a" * 150, b="b" * 138))
     with pytest.raises(RefusedError, match=r"tokens cannot be selected: .* KV blocks") as caught:
         ask(front_end, PROMPT.replace("<a/>", ""), "select:0.1")
     assert (caught.value.status, caught.value.field) == (507, "prompt_cache")
     run_sync(select_ahead(front_end.registry, "notes", Repair.parse("select:0.1")))
     assert "no tokens of schema 'notes' are selected ahead" in caplog.text
-    assert ask(front_end, PROMPT.replace("<a/>", ""), "link:4").plan.num_repaired_tokens == 4
+    assert ask(front_end, PROMPT.replace("<a/>", ""), "link:4").plan.num_cached_tokens == 5 + 138

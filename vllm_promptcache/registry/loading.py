@@ -55,13 +55,18 @@ async def load_and_pin(
         await select_ahead(registry, layout.name, repair)
 
 
-async def select_ahead(registry: SchemaRegistry, name: str, repair: Repair) -> None:
-    """Select the tokens of a schema's units that requests with a repair compute anew, if it does so."""
+async def select_ahead(
+    registry: SchemaRegistry, name: str, repair: Repair, modules: Iterable[str] | None = None
+) -> None:
+    """Select the tokens of a schema's units, or those of named modules, that requests with a repair
+    compute anew, if it does so. Raises RefusedError for an unknown name (404)."""
     if not repair.select:
         return
-    layout = registry[name].layout
+    entry = registry[name]
+    digests = set(entry.digests_of(modules))
+    units = [unit for unit in entry.layout.units if unit.digest in digests]
     try:
-        await registry.selection.select(layout, layout.units, repair.select)
+        await registry.selection.select(entry.layout, units, repair.select)
     except RefusedError as error:
         logger.warning("Prompt cache: no tokens of schema %r are selected ahead: %s.", name, error)
 

@@ -113,7 +113,7 @@ async def change_residency(request: Request, name: str, operation: str) -> Any:
     body = await read_json(request, ModulesBody, service.config.max_document_bytes)
     await operations[operation](name, body.modules)
     if operation != "unpin":
-        await select_ahead(registry, name, service.config.repair)
+        await select_ahead(registry, name, service.config.repair, body.modules)
     return await _described(service, registry[name])
 
 
