@@ -39,8 +39,11 @@ MAX_ERROR = 1e-3
 NUM_TOKENS = 4
 REPAIRS = ["select:0.1", "select:0.3+tail", "select:0.5"]
 SHARES = [name.removesuffix("+tail").removeprefix("select:") for name in REPAIRS]
-ALL_CASES = [case.with_encode(mode) for case in CASES for mode in ENCODE_MODES]
-IDS = [f"{case.name}-{mode}" for case in CASES for mode in ENCODE_MODES]
+# But for those with a module of 5,000 tokens: the oracle takes half a minute for each.
+NAMED = {
+    f"{c.name}-{mode}": c.with_encode(mode) for c in CASES for mode in ENCODE_MODES if "huge" not in c.schema
+}
+IDS, ALL_CASES = list(NAMED), list(NAMED.values())
 
 # Block size, tokens a step at most, requests a step at most.
 ENGINES = [(32, 2048, 64), (32, 53, 16), (128, 101, 64)]
