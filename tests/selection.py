@@ -19,12 +19,16 @@ Unit = dict[str, Any]
 
 def select(model: Any, units: list[Unit], share: str) -> dict[str, set[int]]:
     """The selected tokens of each of a schema's units, which stand as `explain` prints them, by id."""
+    return most_deviant(units, {unit["id"]: deviations(model, units, unit) for unit in units}, share)
+
+
+def most_deviant(units: list[Unit], moved: dict[str, dict[int, float]], share: str) -> dict[str, set[int]]:
+    """The selected tokens of units whose tokens' deviations are known."""
     selected: dict[str, set[int]] = {}
     for unit in units:
-        found = deviations(model, units, unit)
+        found = moved[unit["id"]]
         count = math.floor(Decimal(share) * sum(unit["kept"]) + Decimal("0.5"))
-        order = sorted(found, key=lambda token: (-found[token], token))
-        selected[unit["id"]] = set(order[:count])
+        selected[unit["id"]] = set(sorted(found, key=lambda token: (-found[token], token))[:count])
     return selected
 
 
