@@ -93,6 +93,11 @@ class Modules:
         """How many passages there are."""
         return int(self.owner.max()) + 1
 
+    @property
+    def included_passages(self) -> list[int]:
+        """The passages that prompts include."""
+        return [p for p in range(self.num_passages) if p not in self.left_out]
+
     def tokens_of(self, passage: int) -> Ints:
         """Indices of a passage's tokens."""
         return np.flatnonzero(self.owner == passage)
@@ -358,13 +363,14 @@ def modules_tokens(modules: Modules) -> Ints:
 
 def _heads(bench: Bench, encoding: str, count: float) -> Ints:
     m = bench.modules
-    first = 0 if encoding == "isolated" else 1
-    return np.concatenate([m.tokens_of(p)[: int(count)] for p in range(first, m.num_passages)])
+    # The first that is included has seen all that is before it, if it has seen the schema.
+    passages = m.included_passages[0 if encoding == "isolated" else 1 :]
+    return np.concatenate([m.tokens_of(p)[: int(count)] for p in passages])
 
 
 def _ends(bench: Bench, encoding: str, count: float) -> Ints:
     m = bench.modules
-    return np.concatenate([m.tokens_of(p)[-int(count) :] for p in range(1, m.num_passages)])
+    return np.concatenate([m.tokens_of(p)[-int(count) :] for p in m.included_passages[1:]])
 
 
 def _tail(bench: Bench, encoding: str, _: float) -> Ints:

@@ -27,7 +27,7 @@ from vllm_promptcache.plan.plan import Plan
 pytestmark = pytest.mark.engine
 
 WAYS = (
-    "full,isolated,context,scaffold,isolated+link:33,context+link:8,context+link:40,context+link:500,"
+    "full,isolated,context,scaffold,sequence,sequence+tail,isolated+link:33,context+link:8,context+link:40,context+link:500,"
     "context+tail,context+tail+link:8,scaffold+tail,context+select:0.2+tail"
 )
 MAX_ERROR = 1e-3
@@ -44,6 +44,7 @@ QUESTIONS = [
     Question("a", PASSAGES, "What lies behind the river?", ("a stone garden & <b>more</b>", "nothing")),
     Question("b", PASSAGES, "Who wrote the letter?", ("horse",)),
     Question("c", PASSAGES[1:3], "Where is the island?", ("south of the market",)),
+    Question("d", PASSAGES[:2], "What was left out?", ("a letter",), ((1, PASSAGES[3]),)),
 ]
 
 
