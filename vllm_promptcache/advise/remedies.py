@@ -65,7 +65,7 @@ class SchemaChanges:
             except PMLError:
                 continue  # the schema says so already, or says what does not go together with it
             found.append(Remedy(name, layout))
-            if with_tail and ("<scaffold" in name or "sequence" in name):
+            if with_tail and ("<scaffold" in name or name.startswith('encode="sequence"')):
                 found.append(Remedy(f"{name}, repair {TAIL}", layout, TAIL))
         return found
 
