@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.quality.lab import Bench, Company, Model, Modules
+from benchmarks.quality.laboratory.bench import Bench
+from benchmarks.quality.laboratory.encodings import Company
+from benchmarks.quality.laboratory.states import Model, Modules
 from benchmarks.quality.prompts import PromptMaker
 from benchmarks.quality.questions import LEFT_OUT, Question, among_others
 from benchmarks.quality.ways import Way
@@ -31,7 +33,7 @@ def test_ways_that_the_engine_has(tiny_model: Path, share: str) -> None:
     other = Question("other", tuple(type(p)(f"{p.title}!", p.text) for p in other.passages), "?", ("x",))
     (question,) = among_others([asked], [asked, other], share)
     reference, model = load_reference_model(tiny_model), Model(str(tiny_model), torch.float32)
-    bench = Bench(model, _modules(maker, question), Company(np.arange(5)))
+    bench = Bench(model, Modules.of_question(maker, question), Company(np.arange(5)))
     gold = maker.answer_token_ids(asked)
     new = [s for s in maker.plan(question, "context").segments if not isinstance(s, CachedSegment)]
     token_ids = np.concatenate([np.asarray(s.token_ids) for s in new])
@@ -43,16 +45,3 @@ def test_ways_that_the_engine_has(tiny_model: Path, share: str) -> None:
         assert float((logprobs[0] - expected).abs().max()) < 1e-3, name
         assert num_renewed == (0 if name == "full" else prompt.num_recomputed), name
         assert answers[0][0] == int(expected[0].argmax()), name
-
-
-def _modules(maker: PromptMaker, question: Question) -> Modules:
-    """All passages of a question's schema, those that the prompt leaves out marked."""
-    passages, left_out = [], set()
-    others = dict(question.left_out)
-    for number, passage in enumerate(question.passages):
-        if number in others:
-            left_out.add(len(passages))
-            passages.append(others[number])
-        passages.append(passage)
-    everything = Question("all", tuple(passages), question.question, question.answers)
-    return Modules.of(maker.plan(everything, "context"), frozenset(left_out))
