@@ -23,6 +23,7 @@ BENCHMARKS = {
     "overhead": "microseconds of host work per request: parse, layout, plan, tables",
     "memory": "blocks needed by 100 requests that share a module",
     "ttft": "time to first token: full prefill, perfect prefix, composed warm and cold",
+    "timeline": "where the milliseconds of a time to first token go, stage by stage (CPU)",
     "decode": "time per output token by context length",
     "conversation": "the second turn over the same modules",
     "tax": "plain traffic: plugin on, off, not installed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -75,7 +76,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
                     run.wants(point.key)
                     continue
                 rounds, fast = _counts(point, args, settings)
-                cell = _Measurement(server, settings, point, source).measure(ways, rounds, fast)
+                cell = Measurement(server, settings, point, source).measure(ways, rounds, fast)
                 run.add(point.key, cell)
                 run.say(f"{point.key}: {_line(cell)}")
 
@@ -85,7 +86,7 @@ def _counts(point: Point, args: argparse.Namespace, settings: Settings) -> tuple
     return args.rounds or rounds, args.fast or fast
 
 
-class _Measurement:
+class Measurement:
     """All ways at one point, on texts of its own."""
 
     def __init__(self, server: Server, settings: Settings, point: Point, source: TextSource):
@@ -96,18 +97,16 @@ class _Measurement:
 
     def measure(self, ways: list[str], rounds: int, fast: int) -> Cell:
         """Samples of all ways, and how many tokens the server says it reused before and after them."""
-        self.server.forget_states()
-        self.server.register(self.schema.to_pml())
         chosen = [w for w in ways if self.point.modules > 1 or w not in MANY_MODULES]
-        asks = {way: getattr(self, "_" + way.replace("-", "_"))() for way in chosen}
-        # Warm up: twice, as the first request is what fills the caches.
-        reused = {way: [cached_tokens(self.server, next(asks[way])) for _ in range(2)] for way in chosen}
-        order = interleave({way: fast if way in FAST else 1 for way in chosen}, rounds)
-        answers = ask_in_turn([(self.server, next(asks[way])) for way, _ in order])
-        for way in chosen:
-            if way in FAST:
-                reused[way].append(cached_tokens(self.server, next(asks[way])))
-        self.server.unregister(self.schema.name)
+        asks = {way: self.asks(way) for way in chosen}
+        with self.registered():
+            # Warm up: twice, as the first request is what fills the caches.
+            reused = {way: [cached_tokens(self.server, next(asks[way])) for _ in range(2)] for way in chosen}
+            order = interleave({way: fast if way in FAST else 1 for way in chosen}, rounds)
+            answers = ask_in_turn([(self.server, next(asks[way])) for way, _ in order])
+            for way in chosen:
+                if way in FAST:
+                    reused[way].append(cached_tokens(self.server, next(asks[way])))
         samples: dict[str, list[dict[str, Any]]] = {way: [] for way in chosen}
         for (way, place), answer in zip(order, answers, strict=True):
             samples[way].append({"place": place, "ttft_ms": round(answer.ttft_ms, 3)})
@@ -120,6 +119,19 @@ class _Measurement:
             "reused_tokens": reused,
             "samples": samples,
         }
+
+    @contextlib.contextmanager
+    def registered(self) -> Iterator[None]:
+        """The schema is registered, and nothing else is in the server's caches."""
+        self.server.forget_states()
+        self.server.register(self.schema.to_pml())
+        yield
+        self.server.unregister(self.schema.name)
+
+    def asks(self, way: str) -> Iterator[Ask]:
+        """Requests of a way, without end, each with new text of its own."""
+        asks: Iterator[Ask] = getattr(self, "_" + way.replace("-", "_"))()
+        return asks
 
     def _plain(self, tokens: Callable[[], list[int]], **body: Callable[[], Any]) -> Iterator[Ask]:
         while True:
