@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -49,10 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.name == "all":
         return _all(given)
     args = _parser(known.name).parse_args(given)
+    if args.resume and args.out is None:
+        print("benchmarks: --resume continues the result that --out names", file=sys.stderr)
+        return 2
     # Servers that were started are stopped also when somebody stops this process (`timeout`).
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        _run(known.name, args)
+        _run(known.name, args, given)
     except (RunError, ServerError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -74,7 +78,9 @@ def _parser(name: str | None = None, *, add_help: bool = True) -> argparse.Argum
     if name is None:
         parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     common.add_arguments(parser)
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/NAME-time.json)")
+    parser.add_argument(
+        "--out", type=Path, help="result file (default: benchmarks/results/NAME-time.json); of all, a folder"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what --out holds, measure the rest")
     if name is not None:
         _module(name).add_arguments(parser.add_argument_group(f"options of {name}"))
@@ -86,12 +92,20 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"benchmarks.{name}")
 
 
-def _run(name: str, args: argparse.Namespace) -> None:
+def _command(given: Sequence[str]) -> str:
+    """The command line that measures the same again, wherever its result goes."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--out")
+    own.add_argument("--resume", action="store_true")
+    return shlex.join(["python", "-m", "benchmarks", *own.parse_known_args(list(given))[1]])
+
+
+def _run(name: str, args: argparse.Namespace, given: Sequence[str]) -> None:
     settings = common.read_settings(args)
     own = argparse.ArgumentParser()
     _module(name).add_arguments(own)
     options = {key: getattr(args, key) for key in vars(own.parse_args([]))}
-    run = Run(name, settings, options, args.out, resume=args.resume)
+    run = Run(name, settings, options, args.out, resume=args.resume, command=_command(given))
     try:
         _module(name).run(run, args)
     finally:
@@ -111,8 +125,10 @@ def write_report(path: Path) -> None:
     result["figures"] = [figure.to_json() for figure in figures]
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot = path.with_suffix(".svg")
+    panels = module.panels(result)
     try:
-        save_plot(module.panels(result), plot)
+        if panels:
+            save_plot(panels, plot)
     except ImportError:
         print("benchmarks: no plot: pip install 'vllm-promptcache[bench]'", file=sys.stderr)
     text = render(result, module.tables(result), figures, plot.name if plot.exists() else "")
@@ -128,14 +144,20 @@ def _report(files: Sequence[Path]) -> int:
 
 
 def _all(given: Sequence[str]) -> int:
-    """Every benchmark with the common options; one that fails does not stop the others."""
-    rest = list(given)
+    """Every benchmark with the common options; one that fails does not stop the others.
+
+    ``--out`` names a folder, with a result NAME.json for each.
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--out", type=Path)
+    folder, rest = own.parse_known_args(list(given))
     rest.remove("all")
     failed = []
     for name in BENCHMARKS:
         print(f"== {name}: {BENCHMARKS[name]}", file=sys.stderr)
         try:
-            if main([name, *rest]):
+            out = ["--out", str(folder.out / f"{name}.json")] if folder.out else []
+            if main([name, *rest, *out]):
                 failed.append(name)
         except Exception:
             traceback.print_exc()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from vllm.benchmarks.datasets import BenchmarkDataset, SampleRequest
@@ -13,20 +11,11 @@ from benchmarks.ask import CHAT, Ask
 
 
 class PMLDataset(BenchmarkDataset):
-    """Requests whose bodies have a field more, ``pml``.
+    """Requests whose bodies have a field more, ``pml``."""
 
-    ``dataset_path`` is a JSONL file of ``{"prompt", "prompt_len", "output_len", "body": {"pml": …}}``;
-    or give the requests themselves.
-    """
-
-    def __init__(self, asks: Iterable[Ask] | None = None, **kwargs: Any) -> None:
+    def __init__(self, asks: Iterable[Ask], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.data: list[Ask] = list(asks) if asks is not None else self._read()
-
-    def _read(self) -> list[Ask]:
-        lines = Path(str(self.dataset_path)).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-        return [Ask(r["prompt"], r["prompt_len"], r["output_len"], r.get("body", {})) for r in rows]
+        self.data: list[Ask] = list(asks)
 
     def sample(self, tokenizer: Any = None, num_requests: int | None = None, **_: Any) -> list[SampleRequest]:  # type: ignore[override]
         """The first ``num_requests`` requests, all by default."""

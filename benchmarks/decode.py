@@ -51,7 +51,8 @@ def run(run: Run, args: argparse.Namespace) -> None:
     with Server(settings, Plugin.ON) as server:
         run.add_server(server.describe())
         for length in lengths:
-            if not any(run.wants(f"{length}x{level}") for level in levels):
+            wanted = [level for level in levels if run.wants(f"{length}x{level}")]
+            if not wanted:
                 continue
             cached = settings.cached_tokens(length)
             schema = make_schema(
@@ -59,7 +60,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
             )
             server.forget_states()
             server.register(schema.to_pml())
-            for level in levels:
+            for level in wanted:
                 cell = _measure(
                     server, schema, source, pairs if level == 1 else max(pairs // 2, 2), answer, level
                 )

@@ -183,10 +183,27 @@ def ask_at_once(server: Server, asks: Sequence[Ask], concurrency: int) -> Burst:
     )
 
 
+@dataclass(frozen=True)
+class Reuse:
+    """What the server says a request reused, and how many modules it had to encode for it."""
+
+    num_tokens: int
+    num_encoded: int
+
+
 def cached_tokens(server: Server, ask: Ask) -> int:
-    """Ask once, untimed and without streaming: how many tokens does the server say it reused?"""
+    """Ask once: how many tokens does the server say it reused?"""
+    return reuse(server, ask).num_tokens
+
+
+def reuse(server: Server, ask: Ask) -> Reuse:
+    """Ask once, untimed and without streaming.
+
+    A module's tokens count as reused also where it was encoded for the very request.
+    """
     body: dict[str, Any] = {"model": MODEL_NAME, **ask.fields}
     body["messages" if ask.path == CHAT else "prompt"] = ask.prompt
     body["max_tokens"] = ask.num_answer_tokens
-    usage = server.call("POST", ask.path, body)["usage"]
-    return int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    answer = server.call("POST", ask.path, body)
+    num_tokens = (answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Reuse(int(num_tokens), int((answer.get("prompt_cache") or {}).get("modules_encoded", 0)))

@@ -16,7 +16,8 @@ from typing import Any
 
 FOLDER = "BENCHMARK_MARKS"
 SENT = "AsyncMPClient.add_request_async"
-SCHEDULED = "Scheduler.schedule"
+ADDED = "EngineCore.add_request"
+SCHEDULED = "MultiprocExecutor.execute_model"
 STEP = "GPUModelRunner.execute_model"
 FORWARD = "GPUModelRunner._model_forward"
 ATTENTION = "CPUAttentionBackendImpl.forward"
@@ -24,7 +25,8 @@ SAMPLED = "GPUModelRunner.sample_tokens"
 # Where vLLM 0.32 has them. Coroutines are marked where they are called.
 MARKED = {
     SENT: "vllm.v1.engine.core_client",
-    SCHEDULED: "vllm.v1.core.sched.scheduler",
+    ADDED: "vllm.v1.engine.core",
+    SCHEDULED: "vllm.v1.executor.multiproc_executor",
     STEP: "vllm.v1.worker.gpu_model_runner",
     FORWARD: "vllm.v1.worker.gpu_model_runner",
     ATTENTION: "vllm.v1.attention.backends.cpu_attn",

@@ -72,12 +72,13 @@ def render(result: dict[str, Any], tables: Iterable[Table], figures: Sequence[Fi
     block_sizes = ", ".join(map(str, sizes)) or settings["block_size"] or "default"
     parts = [
         f"# Benchmark `{result['benchmark']}`",
+        *([f"`{result['command']}`"] if result.get("command") else []),
         f"{machine['started']}, commit {machine['commit']}, {result.get('minutes', '?')} minutes. "
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {versions}. "
         f"Model {settings['model']} in {settings['dtype']}, "
         f"{'compiled' if settings['compiled'] else 'eager'}, block size {block_sizes}, "
         f"at most {settings['max_model_len']} positions. Load average at start: "
-        f"{machine['load_average_at_start']}.",
+        f"{machine['load_average_at_start']}.{_counts(result)}",
         "Medians with quartiles in brackets. Ratios are medians of ratios pair by pair, of requests measured "
         "next to each other. Compare ways within a run only.",
     ]
@@ -91,6 +92,17 @@ def render(result: dict[str, Any], tables: Iterable[Table], figures: Sequence[Fi
     if plot:
         parts.append(f"![{result['benchmark']}]({plot})")
     return "\n\n".join(parts) + "\n"
+
+
+def _counts(result: dict[str, Any]) -> str:
+    """How many samples there are of each way, in a sentence."""
+    counts: dict[str, set[int]] = {}
+    for cell in result["cells"].values():
+        found = cell.get("samples")
+        for way, samples in found.items() if isinstance(found, dict) else ():
+            counts.setdefault(way, set()).add(len(samples))
+    ways = (f"{way} {' or '.join(map(str, sorted(found)))}" for way, found in counts.items())
+    return f" Samples: {', '.join(ways)}." if counts else ""
 
 
 def shown(spread: Spread | None, digits: int = 1) -> str:

@@ -61,6 +61,7 @@ class Shelves:
         second = self._rng.integers(1, num_shelves, len(documents))
         # Two different shelves for each document, equally full.
         self.shelves_of = [(i % num_shelves, (i + int(s)) % num_shelves) for i, s in enumerate(second)]
+        # Documents of questions so far, and those that found both their shelves taken.
         self.num_asked = self.num_unshelved = 0
 
     @classmethod
@@ -81,15 +82,14 @@ class Shelves:
         return cls(documents, min(NUM_SHELVES, most_tokens // longest), source, zipf, seed)
 
     def describe(self) -> dict[str, Any]:
-        """What the pool is, and how many documents of questions so far found both their shelves taken."""
+        """What the pool is."""
         return {
             "documents": len(self.documents),
             "document_tokens": round(float(np.mean([len(d.token_ids) for d in self.documents]))),
             "shelves": self.num_shelves,
             "zipf": self.zipf,
             "documents_a_question": f"{FEWEST} to {MOST}",
-            "asked": self.num_asked,
-            "unshelved": self.num_unshelved,
+            "same_tokens": sum(len(self.documents[i].token_ids) for i in self._same),
         }
 
     def to_pml(self) -> str:
@@ -112,8 +112,11 @@ class Shelves:
 
     def same(self) -> Question:
         """A question over the same documents as always, in the order of their shelves."""
-        count = min((FEWEST + MOST) // 2 + 1, self.num_shelves)
-        return self._question(list(range(count)))
+        return self._question(list(self._same))
+
+    @property
+    def _same(self) -> range:
+        return range(min((FEWEST + MOST) // 2 + 1, self.num_shelves))
 
     def _question(self, chosen: list[int]) -> Question:
         placed = place(chosen, self.shelves_of)

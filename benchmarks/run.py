@@ -13,6 +13,8 @@ from benchmarks.settings import RESULTS, Settings
 
 Result = dict[str, Any]
 Cell = dict[str, Any]
+# What a run may be resumed with another value of: how long it may take, and which cells it has.
+MAY_DIFFER = {"minutes", "grid", "context", "concurrency", "load", "traffic", "starts", "no_scarce"}
 
 
 class RunError(RuntimeError):
@@ -27,13 +29,21 @@ class Run:
     """
 
     def __init__(
-        self, name: str, settings: Settings, options: dict[str, Any], out: Path | None, *, resume: bool
+        self,
+        name: str,
+        settings: Settings,
+        options: dict[str, Any],
+        out: Path | None,
+        *,
+        resume: bool,
+        command: str = "",
     ):
         self.settings = settings
         self.path = out or RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         self._started = time.monotonic()
         self.result: Result = {
             "benchmark": name,
+            "command": command,
             "machine": describe_machine(),
             "settings": settings.to_json(),
             "options": options,
@@ -45,9 +55,9 @@ class Run:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def _continue(self, earlier: Result) -> None:
-        for key in ("benchmark", "settings"):
+        for key in ("benchmark", "settings", "options"):
             ours, theirs = (
-                {k: v for k, v in _items(r[key]) if k != "minutes"} for r in (self.result, earlier)
+                {k: v for k, v in _items(r[key]) if k not in MAY_DIFFER} for r in (self.result, earlier)
             )
             if ours != theirs:
                 raise RunError(f"{self.path} was measured with other {key}: {theirs}, not {ours}")

@@ -138,9 +138,9 @@ class Server:
             raise ServerError(f"{self.name}: {method} {path}: {error}") from error
         return json.loads(text) if text.strip() else None
 
-    def register(self, schema: str, *, pin: bool = False) -> Any:
+    def register(self, schema: str) -> Any:
         """Register a schema, given in PML; its modules are encoded when first asked for."""
-        return self.call("POST", "/v1/prompt_cache/schemas", {"pml": schema, "pin": pin})
+        return self.call("POST", "/v1/prompt_cache/schemas", {"pml": schema})
 
     def unregister(self, name: str) -> None:
         """Forget a schema."""
@@ -149,11 +149,6 @@ class Server:
     def forget_states(self) -> None:
         """Drop all that is cached, modules too (vLLM's /reset_prefix_cache)."""
         self.call("POST", "/reset_prefix_cache")
-
-    def metrics(self) -> dict[str, float]:
-        """The server's Prometheus metrics by name, summed over labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
-            return parse_metrics(answer.read().decode())
 
     def block_size(self) -> int:
         """The KV cache's block size, as the server says."""
@@ -171,16 +166,6 @@ class Server:
 def let_others_rest() -> None:
     """Wait until servers that were just asked leave the processors to the next one."""
     time.sleep(REST_S)
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Prometheus text to sums by name."""
-    sums: dict[str, float] = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, value = line.partition("{")[0].split(" ")[0], line.rpartition(" ")[2]
-            sums[name] = sums.get(name, 0.0) + float(value)
-    return sums
 
 
 def server_arguments(

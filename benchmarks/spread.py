@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,22 +64,17 @@ def interleave(repeats: Mapping[str, int], rounds: int) -> list[tuple[str, Place
     """Who is measured when: ways in turn, so that neighbours in time make a pair.
 
     A way with ``repeats`` 3 comes three times a round. Every second turn runs backwards, and each two
-    turns begin with another way (A B C, C B A, B C A, A C B, ...), so that no way always follows the same.
+    turns begin with another way (A B C, C B A, B C A, A C B, ...), so that no way always follows the same:
+    not in the first turns of all rounds either, in which ways with few repeats are.
     """
     ways = list(repeats)
     order: list[tuple[str, Place]] = []
-    turn = 0
     for index in range(rounds):
         for repeat in range(max(repeats.values(), default=0)):
+            turn = index + repeat
             shift = turn // 2 % len(ways)
             turned = [*ways[shift:], *ways[:shift]]
             if turn % 2:
                 turned.reverse()
             order += [(way, (index, repeat)) for way in turned if repeat < repeats[way]]
-            turn += 1
     return order
-
-
-def split_evenly(total: int, count: int) -> Sequence[int]:
-    """``count`` integers that differ by at most one and make ``total``."""
-    return [total // count + (index < total % count) for index in range(count)]

@@ -26,15 +26,14 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to make modules of, and questions; ``source`` says where they are from."""
+    """Documents to make modules and questions of; ``source`` says where they are from."""
 
     source: str
     documents: tuple[str, ...]
-    questions: tuple[str, ...]
 
 
 def read_corpus(data: str | None) -> Corpus:
-    """The passages of a JSONL file (``contexts``, ``question``), or text that any machine has.
+    """The passages of a JSONL file (``contexts``), or text that any machine has.
 
     Raises:
         ValueError: there is no text in it.
@@ -47,14 +46,12 @@ def read_corpus(data: str | None) -> Corpus:
 
 def _read_jsonl(path: Path) -> Corpus:
     documents: dict[str, None] = {}
-    questions: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
             row = json.loads(line)
             for context in row["contexts"]:
                 documents[f"{context.get('title', '')} {context['text']}"] = None
-            questions.append(row["question"])
-    return Corpus(path.name, tuple(documents), tuple(questions))
+    return Corpus(path.name, tuple(documents))
 
 
 def installed_descriptions() -> Corpus:
@@ -68,8 +65,7 @@ def installed_descriptions() -> Corpus:
         if len(prose.split()) >= MIN_WORDS:
             found[name.lower()] = prose
     documents = tuple(found[name] for name in sorted(found))
-    questions = tuple(f"What is {name} for, and how is it installed?" for name in sorted(found))
-    return Corpus("long descriptions of the installed packages", documents, questions)
+    return Corpus("long descriptions of the installed packages", documents)
 
 
 def _prose(description: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ LOADS = {
     "decode": Load("long answers, documents in random order", 128, 1, 8, 2),
     "perfect": Load("short answers, always the same documents in the same order", 8, 3, 24, 5),
 }
+CONCURRENCY_OF_WARM_UP = 8
 CONCURRENCY = {"prefill": "1,2,4,8,16,32", "decode": "1,8,32", "perfect": "8"}
 
 
@@ -47,6 +49,13 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--rounds", type=int, help="bursts of each way (default: by kind of load)")
     parser.add_argument("--documents", type=int, default=64, help="in the pool (default: %(default)s)")
     parser.add_argument("--document-tokens", type=int, default=256, help="on average (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=100,
+        help="questions over documents in random order that servers without the plugin are asked before the "
+        "first sample; the composed one has the whole pool encoded instead (default: %(default)s)",
+    )
     parser.add_argument("--zipf", type=float, default=1.0, help="exponent (default: %(default)s)")
 
 
@@ -57,7 +66,6 @@ def run(run: Run, args: argparse.Namespace) -> None:
     source = TextSource(corpus, AutoTokenizer.from_pretrained(settings.model), settings.seed)
     documents, tokens = (16, 160) if settings.quick else (args.documents, args.document_tokens)
     shelves = Shelves.fill(source, documents, tokens, settings.longest_cached, args.zipf, settings.seed)
-    run.result["pool"] = shelves.describe()
     points = [
         (kind, int(level))
         for kind in args.load.split(",")
@@ -74,15 +82,25 @@ def run(run: Run, args: argparse.Namespace) -> None:
         for server in servers.values():
             run.add_server(stack.enter_context(server).describe())
         servers["composed"].register(shelves.to_pml())
+        started = time.perf_counter()
         servers["composed"].call("POST", f"/v1/prompt_cache/schemas/{shelves.name}/warm", {})
+        pool = {**shelves.describe(), "encoding_s": round(time.perf_counter() - started, 1)}
+        pool["warm_up"] = 4 if settings.quick else args.warm_up
+        run.result["pool"] = pool
+        _fill_prefix_cache(servers["on"], shelves, pool["warm_up"])
         for kind, level in points:
             key = f"{kind}:{level}"
             if run.wants(key):
                 rounds = 2 if settings.quick else args.rounds or LOADS[kind].rounds
                 cell = _measure(servers, shelves, kind, level, rounds, settings.quick)
-                run.result["pool"] = shelves.describe()
                 run.add(key, {"load": kind, "concurrency": level, **cell})
                 run.say(f"{key}: composed / on {shown(_ratio(cell, 'composed', 'on'), 2)}")
+
+
+def _fill_prefix_cache(server: Server, shelves: Shelves, count: int) -> None:
+    """What vLLM's prefix cache finds grows with what it has been asked."""
+    questions = [shelves.ask().to_ask("on", 1) for _ in range(count)]
+    ask_at_once(server, questions, CONCURRENCY_OF_WARM_UP)
 
 
 def _measure(
@@ -100,6 +118,7 @@ def _measure(
         warm_up = questions(max(level, 4) if kind != "perfect" else 2)
         ask_at_once(servers[way], [q.to_ask(way, load.num_answer_tokens) for q in warm_up], level)
     samples: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    before = (shelves.num_asked, shelves.num_unshelved)
     asked: dict[tuple[int, ...], list[Question]] = {}
     for way, place in interleave(dict.fromkeys(ways, 1), rounds):
         if place not in asked:
@@ -108,7 +127,13 @@ def _measure(
         let_others_rest()
         burst = ask_at_once(servers[way], asks, level)
         samples[way].append({"place": place, **burst.to_json()})
-    return {"requests": count, "answer_tokens": load.num_answer_tokens, "samples": samples}
+    return {
+        "requests": count,
+        "answer_tokens": load.num_answer_tokens,
+        "documents_asked": shelves.num_asked - before[0],
+        "documents_unshelved": shelves.num_unshelved - before[1],
+        "samples": samples,
+    }
 
 
 # -- the result ----------------------------------------------------------------------------------------
@@ -143,11 +168,18 @@ def tables(result: Result) -> list[Table]:
         )
         times.append((*name, *(shown(_ttft(cell, way), 0) for way in WAYS)))
     pool = result["pool"]
+    asked, unshelved = (
+        sum(cell[key] for cell in result["cells"].values())
+        for key in ("documents_asked", "documents_unshelved")
+    )
     note = (
         f"Every question takes {pool['documents_a_question']} documents of {pool['documents']}, "
         f"Zipf-distributed (exponent {pool['zipf']}), of {pool['document_tokens']} tokens on average. "
         f"The pool's schema has {pool['shelves']} unions side by side, each document a member of two; "
-        f"{pool['unshelved']} of {pool['asked']} documents found both taken and were sent as new text."
+        f"{unshelved} of {asked} documents found both taken and were sent as new text. Encoding the pool "
+        f"took {pool['encoding_s']} s, once; the server with the prefix cache was asked {pool['warm_up']} "
+        "questions before. A perfect prefix is "
+        f"{pool['same_tokens']} tokens and the question; vLLM computes what does not fill a block again."
     )
     first = ("load", "in flight")
     return [

@@ -33,8 +33,8 @@ PAUSE_S = 0.05
 # The stages of a request, and the mark that ends each; what ends the last is the first token's arrival.
 STAGES = (
     ("HTTP, PML, plan, token IDs", marks.SENT, "begin"),
-    ("to the engine core", marks.SCHEDULED, "begin"),
-    ("scheduler", marks.SCHEDULED, "end"),
+    ("to the engine core", marks.ADDED, "begin"),
+    ("composition, scheduler, block tables", marks.SCHEDULED, "begin"),
     ("to the worker", marks.STEP, "begin"),
     ("inputs, edge rows", marks.FORWARD, "begin"),
     ("forward pass", marks.FORWARD, "end"),

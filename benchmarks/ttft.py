@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.ask import Ask
 from benchmarks.grid import NAMED, Point, points_of
-from benchmarks.load import ask_in_turn, cached_tokens
+from benchmarks.load import ask_in_turn, reuse
 from benchmarks.modules import Schema, joined_ids, joined_text, make_schema, shuffled, some
 from benchmarks.plot import Panel, Series
 from benchmarks.report import Figure, Table, shown
@@ -101,12 +101,12 @@ class Measurement:
         asks = {way: self.asks(way) for way in chosen}
         with self.registered():
             # Warm up: twice, as the first request is what fills the caches.
-            reused = {way: [cached_tokens(self.server, next(asks[way])) for _ in range(2)] for way in chosen}
+            reused = {way: [reuse(self.server, next(asks[way])) for _ in range(2)] for way in chosen}
             order = interleave({way: fast if way in FAST else 1 for way in chosen}, rounds)
             answers = ask_in_turn([(self.server, next(asks[way])) for way, _ in order])
             for way in chosen:
                 if way in FAST:
-                    reused[way].append(cached_tokens(self.server, next(asks[way])))
+                    reused[way].append(reuse(self.server, next(asks[way])))
         samples: dict[str, list[dict[str, Any]]] = {way: [] for way in chosen}
         for (way, place), answer in zip(order, answers, strict=True):
             samples[way].append({"place": place, "ttft_ms": round(answer.ttft_ms, 3)})
@@ -116,7 +116,8 @@ class Measurement:
             "new_tokens": self.point.new,
             "module_tokens": lengths,
             "tokens_in_part_filled_blocks": sum(n % self.server.block_size() for n in lengths),
-            "reused_tokens": reused,
+            "reused_tokens": {way: [r.num_tokens for r in found] for way, found in reused.items()},
+            "encoded_modules": {way: [r.num_encoded for r in found] for way, found in reused.items()},
             "samples": samples,
         }
 
@@ -223,10 +224,13 @@ def tables(result: Result) -> list[Table]:
     key = "cached:new:modules"
     times = [(k, *(shown(_spread(cell, way)) for way in ways)) for k, cell in cells.items()]
     ratios = [(k, *(shown(_ratio(cell, a, b), 2) for _, a, b in RATIOS)) for k, cell in cells.items()]
-    reused = [
-        (k, *("/".join(map(str, cell["reused_tokens"].get(way, ()))) for way in ways))
-        for k, cell in cells.items()
-    ]
+    said = {
+        what: [
+            (k, *("/".join(map(str, cell.get(what, {}).get(way, ()))) for way in ways))
+            for k, cell in cells.items()
+        ]
+        for what in ("reused_tokens", "encoded_modules")
+    }
     note = f"Text: {result['text']['source']}, {result['text']['tokens']} tokens. " + "; ".join(
         f"*{way}*: {WAYS[way]}" for way in ways
     )
@@ -239,8 +243,11 @@ def tables(result: Result) -> list[Table]:
         Table("Ratios", (key, *(name for name, _, _ in RATIOS)), tuple(ratios)),
         Table("Time to first token, ms", (key, *ways), tuple(times), note),
         Table(
-            "Tokens that the server says it reused: first, second, last request", (key, *ways), tuple(reused)
+            "Tokens that the server says it reused: first, second, last request",
+            (key, *ways),
+            tuple(said["reused_tokens"]),
         ),
+        Table("Modules that it encoded for them", (key, *ways), tuple(said["encoded_modules"])),
     ]
 
 
@@ -274,6 +281,8 @@ def panels(result: Result) -> list[Panel]:
     """Times by cached tokens, and the ratio to a perfect prefix by cached tokens and modules."""
     cells = [(Point.read(k), c) for k, c in result["cells"].items()]
     base = [(p, c) for p, c in cells if p.block_size is None]
+    if not base:
+        return []
     best = max(
         {(p.new, p.modules) for p, _ in base}, key=lambda nm: sum((p.new, p.modules) == nm for p, _ in base)
     )

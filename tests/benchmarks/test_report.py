@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import conversation, decode, memory, overhead, tax, throughput, ttft
+from benchmarks import cli, conversation, decode, memory, overhead, tax, throughput, ttft
 from benchmarks.plot import Panel, Series, save_plot
 from benchmarks.report import Figure, Table, figure_table, render
 from benchmarks.run import Run, RunError
@@ -36,6 +36,47 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="other settings"):
         begin(path, Settings(model="/somewhere/another"))
     assert begin(path, Settings(model="/somewhere/a-model", minutes=5)).has("a")
+
+
+def test_a_run_with_other_options_is_not_resumed_but_may_have_other_cells(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+
+    def run(**options: Any) -> Run:
+        return Run("overhead", SETTINGS, options, path, resume=True)
+
+    run(one_layer=True, grid="a").add("a", {})
+    assert run(one_layer=True, grid="a,b").has("a")
+    with pytest.raises(RunError, match="other options"):
+        run(one_layer=False, grid="a")
+
+
+def test_a_report_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line without where its result went, and how many samples there are."""
+
+    def measure(run: Run, args: Any) -> None:
+        run.result.update(RESULTS[ttft])
+        run.save()
+
+    monkeypatch.setattr(ttft, "run", measure)
+    out = tmp_path / "x.json"
+    given = ["--model", str(tmp_path), "ttft", "--grid", "4000:24:8", "--out", str(out), "--resume"]
+    monkeypatch.setattr("benchmarks.settings.read_settings", lambda args: SETTINGS)
+    assert cli.main(given) == 0
+    text = out.with_suffix(".md").read_text()
+    assert f"`python -m benchmarks --model {tmp_path} ttft --grid 4000:24:8`" in text
+    assert "Samples: full 2, prefix 2, warm 2, cold 2." in text
+
+
+def test_resuming_needs_a_result_to_continue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ttft", "--resume"]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_all_benchmarks_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda name, args, given: asked.append((name, args.out, args.quick)))
+    assert cli.main(["all", "--quick", "--out", str(tmp_path)]) == 0
+    assert asked == [(name, tmp_path / f"{name}.json", True) for name in cli.BENCHMARKS]
 
 
 def test_nothing_begins_when_the_time_is_over(tmp_path: Path) -> None:
@@ -94,6 +135,7 @@ def ttft_cell(cached: int) -> dict[str, Any]:
         "new_tokens": 24,
         "module_tokens": [cached],
         "reused_tokens": {way: [cached] for way in times},
+        "encoded_modules": {way: [0] for way in times},
         "samples": {way: samples("ttft_ms", *numbers) for way, numbers in times.items()},
     }
 
@@ -130,6 +172,8 @@ def throughput_cell(load: str, *ways: str) -> dict[str, Any]:
     return {
         "load": load,
         "concurrency": 8,
+        "documents_asked": 100,
+        "documents_unshelved": 1,
         "samples": {way: [{"place": [0, 0], **burst}, {"place": [1, 0], **burst}] for way in ways},
     }
 
@@ -190,8 +234,9 @@ RESULTS: dict[Any, dict[str, Any]] = {
             "documents_a_question": "5 to 10",
             "zipf": 1.0,
             "shelves": 16,
-            "asked": 100,
-            "unshelved": 1,
+            "encoding_s": 20.5,
+            "warm_up": 100,
+            "same_tokens": 1911,
         },
         "cells": {
             "prefill:8": throughput_cell("prefill", "off", "on", "composed"),
@@ -211,6 +256,12 @@ def test_results_become_tables_figures_and_plots(module: Any, tmp_path: Path) ->
     assert figures
     assert all(panel.series for panel in module.panels(result))
     save_plot(module.panels(result), tmp_path / "plot.svg")
+
+
+def test_one_point_with_another_block_size_makes_a_report() -> None:
+    """`--grid 4000:24:8:bs32`: nothing to draw by cached tokens."""
+    result = {**RESULTS[ttft], "cells": {"4000:24:8:bs32": ttft_cell(4000)}}
+    assert ttft.tables(result) and ttft.figures(result) and not ttft.panels(result)
 
 
 def test_figures_of_time_to_first_token() -> None:

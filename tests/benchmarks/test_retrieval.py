@@ -30,7 +30,7 @@ def test_a_document_moves_to_its_other_shelf_to_make_room() -> None:
 
 @pytest.fixture
 def shelves() -> Shelves:
-    source = TextSource(Corpus("here", ("Some words to cut into documents. " * 200,), ()), byte_tokenizer())
+    source = TextSource(Corpus("here", ("Some words to cut into documents. " * 200,)), byte_tokenizer())
     return Shelves.fill(source, 40, 50, 4000, 1.0, 0)
 
 
@@ -49,8 +49,8 @@ def test_questions_make_prompts_over_the_pool_s_schema(shelves: Shelves) -> None
         assert isinstance(plain, list)
         assert plan.num_cached_tokens + plan.num_new_tokens == len(plain) == ask.num_prompt_tokens
         assert plain[: len(joined_ids(question.documents))] == joined_ids(question.documents)
-    assert shelves.describe()["asked"] >= 150
-    assert shelves.describe()["unshelved"] <= 10
+    assert shelves.num_asked >= 150
+    assert shelves.num_unshelved <= 10
 
 
 def test_the_same_documents_every_time(shelves: Shelves) -> None:

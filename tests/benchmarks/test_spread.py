@@ -48,6 +48,14 @@ def test_pairs_are_neighbours_and_nobody_always_goes_first() -> None:
     assert {first[0] for first, _ in turns} == {"a", "b"}
 
 
+def test_ways_with_few_samples_do_not_always_follow_the_same_ones() -> None:
+    order = interleave({"slow": 1, "fast": 8, "other": 8, "slower": 1}, 8)
+    firsts = [[way for way, place in order if place == (index, 0)] for index in range(8)]
+    for way in ("fast", "other"):
+        before = {turn[turn.index(way) - 1] for turn in firsts if turn.index(way)}
+        assert len(before) > 1
+
+
 def test_no_way_always_follows_the_same_one() -> None:
     order = [way for way, _ in interleave(dict.fromkeys("abc", 1), 12)]
     before_a = {first for first, second in pairwise(order) if second == "a"}

@@ -28,7 +28,7 @@ def tokenizer(embedded_model: Path) -> Any:
 def source(tokenizer: Any) -> TextSource:
     words = ["".join(chr(97 + i // 26**k % 26) for k in range(3)) for i in range(6000)]
     documents = tuple(f"{TEXT} {' '.join(words[i : i + 300])}" for i in range(0, 6000, 300))
-    return TextSource(Corpus("here", documents, ("Why?",)), tokenizer)
+    return TextSource(Corpus("here", documents), tokenizer)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16, 17, 24, 127, 128, 1000])
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_texts(tokenizer: Any, source: TextSource) 
 
 
 def test_a_corpus_too_small_is_refused(tokenizer: Any) -> None:
-    small = TextSource(Corpus("here", ("A few words only.",), ()), tokenizer)
+    small = TextSource(Corpus("here", ("A few words only.",)), tokenizer)
     with pytest.raises(ValueError, match="here has"):
         small.take(500)
 
@@ -98,9 +98,8 @@ def test_data_is_read_from_jsonl(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     corpus = read_corpus(str(path))
     assert corpus.documents == ("T one", "U two")
-    assert corpus.questions == ("Which?", "What?")
 
 
 def test_text_keeps_out_what_xml_cannot_hold() -> None:
-    text = TextSource(Corpus("here", ("a\x00b\x1b c d e f" * 20,), ()), byte_tokenizer())
+    text = TextSource(Corpus("here", ("a\x00b\x1b c d e f" * 20,)), byte_tokenizer())
     assert all(c.isprintable() for c in text.take(10))

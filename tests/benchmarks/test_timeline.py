@@ -16,8 +16,9 @@ MS = 1_000_000
 # Two layers' attention of 3 and 4 ms inside a forward pass of 20.
 MARKS = [
     (2, marks.SENT, "begin"),
-    (3, marks.SCHEDULED, "begin"),
-    (5, marks.SCHEDULED, "end"),
+    (3, marks.ADDED, "begin"),
+    (4, marks.ADDED, "end"),
+    (5, marks.SCHEDULED, "begin"),
     (6, marks.STEP, "begin"),
     (10, marks.FORWARD, "begin"),
     (12, marks.ATTENTION, "begin"),
@@ -60,15 +61,15 @@ def test_servers_load_the_marks_as_a_plugin() -> None:
         "for name, module in benchmark_marks.MARKED.items():\n"
         "    owner, method = name.split('.')\n"
         "    assert getattr(getattr(importlib.import_module(module), owner), method).marked, name\n"
-        "from vllm.v1.core.sched.scheduler import Scheduler\n"
-        "try: Scheduler.schedule(None)\n"
+        "from vllm.v1.engine.core import EngineCore\n"
+        "try: EngineCore.add_request(None, None)\n"
         "except AttributeError: pass\n"
     )
     with marked_servers() as folder:
         subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, timeout=240)
         assert [(m.name, m.edge) for m in read_marks(folder)] == [
-            (marks.SCHEDULED, "begin"),
-            (marks.SCHEDULED, "end"),
+            (marks.ADDED, "begin"),
+            (marks.ADDED, "end"),
         ]
     assert marks.FOLDER not in os.environ
 
