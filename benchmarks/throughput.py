@@ -100,7 +100,8 @@ def run(run: Run, args: argparse.Namespace) -> None:
 def _fill_prefix_cache(server: Server, shelves: Shelves, count: int) -> None:
     """What vLLM's prefix cache finds grows with what it has been asked."""
     questions = [shelves.ask().to_ask("on", 1) for _ in range(count)]
-    ask_at_once(server, questions, CONCURRENCY_OF_WARM_UP)
+    if questions:
+        ask_at_once(server, questions, CONCURRENCY_OF_WARM_UP)
 
 
 def _measure(
