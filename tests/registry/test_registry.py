@@ -108,6 +108,22 @@ def test_units_that_two_schemas_share_stay_pinned_for_the_other() -> None:
     assert front_end.link.store.num_pinned_blocks == 0
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_pinned_version_leaves_what_another_schema_holds_pinned(fits: bool) -> None:
+    front_end = FrontEnd(StoreLink(pin_limit=16))
+    front_end.register(TRAVEL, TRAVEL.replace('schema name="travel"', 'schema name="journey"'), pin=True)
+    newer = TRAVEL.replace("snow", "rain") if fits else TRAVEL.replace("the snow", "the snow and the ice")
+    if fits:
+        front_end.register(newer, pin=True)
+        assert front_end.link.store.num_pinned_blocks == 15
+    else:
+        with nothing_changes(front_end), pytest.raises(RefusedError):
+            front_end.register(newer, pin=True)
+    pinned = front_end.registry["journey"]
+    described = details(pinned, run_sync(front_end.registry.status(pinned)))
+    assert {module["pinned"] for module in described["modules"]} == {True}
+
+
 def test_removing_a_schema_frees_its_blocks() -> None:
     front_end = FrontEnd()
     front_end.register(TRAVEL, pin=True)

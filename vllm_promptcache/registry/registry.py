@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,8 +144,9 @@ class SchemaRegistry:
     async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
         """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
         replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
-        freed = [digest for old in replaced for digest in old.pinned]
-        await self.link.call("unpin", {"units": freed})
+        freed = self._not_held({digest for old in replaced for digest in old.pinned}, besides=replaced)
+        if freed:
+            await self.link.call("unpin", {"units": freed})
         try:
             await self._pin([digest for entry in entries for digest in entry.digests])
         except RefusedError:
@@ -172,7 +173,12 @@ class SchemaRegistry:
 
     async def _unpin_unheld(self, digests: Iterable[str]) -> None:
         """Unpin units, but for those that another schema has pinned."""
-        held = {digest for entry in self.entries.values() for digest in entry.pinned}
-        free = [digest for digest in digests if digest not in held]
+        free = self._not_held(digests)
         if free:
             await self.link.call("unpin", {"units": free})
+
+    def _not_held(self, digests: Iterable[str], besides: Collection[SchemaEntry] = ()) -> list[str]:
+        """Those units that no schema has pinned, ``besides`` left out."""
+        entries = [entry for entry in self.entries.values() if entry not in besides]
+        held = {digest for entry in entries for digest in entry.pinned}
+        return [digest for digest in digests if digest not in held]
