@@ -27,12 +27,25 @@ LAST_INST = (
     "{% endfor %}"
 )
 
+# As Qwen3's: what comes after the last user message is thought over first.
+THINKING = (
+    "{% set last = namespace(user=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' and loop.index0 > last.user %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
 TEMPLATES = {
     "chatml": CHATML,
     "tools": CHATML_TOOLS,
     "headers": HEADERS,
     "inst": INST,
     "no-system": NO_SYSTEM,
+    "thinking": THINKING,
 }
 
 CONVERSATIONS = (
@@ -64,6 +77,8 @@ def test_words_and_contents_together_are_the_template_s_text(name: str, conversa
     roles = conversation.split()
     if name == "no-system" and "system" in roles:
         pytest.skip("the template refuses it")
+    if name == "thinking" and roles[-1] == "assistant":
+        pytest.skip("the words are those of conversations that go on")
     chat = [{"role": role, "content": f"content{i}"} for i, role in enumerate(roles)]
     text = ""
     for message, previous in zip(chat, [None, *roles], strict=False):
@@ -83,6 +98,12 @@ def test_words_of_chatml() -> None:
         for role in ("system", "user", "assistant"):
             expected = RoleWords(f"<|im_start|>{role}\n", "<|im_end|>\n")
             assert template("chatml").words(role, previous) == expected
+
+
+def test_words_are_those_of_a_conversation_that_goes_on() -> None:
+    for previous in (None, "system", "user"):
+        expected = RoleWords("<|im_start|>assistant\n", "<|im_end|>\n")
+        assert template("thinking").words("assistant", previous) == expected
 
 
 def test_words_of_a_folded_system_message() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_promptcache.errors import ChatTemplateError
 from vllm_promptcache.layout.template_renderer import (
+    USUAL_NEXT,
     Message,
     TemplatedTokenizer,
     TemplateRenderer,
@@ -20,7 +21,6 @@ from vllm_promptcache.layout.template_renderer import (
     marked_messages,
 )
 
-_USUAL_NEXT = {"system": "user", "user": "assistant", "assistant": "user"}
 _USUAL_PREVIOUS = {"user": "assistant", "assistant": "user"}
 # Beginnings of conversations that are remembered: clients choose the roles, and templates may write the date.
 _MAX_HEADS = 256
@@ -104,7 +104,7 @@ class ChatTemplate:
 
     def _find_after(self, role: str) -> str:
         last = self._renderer.after_last(role)
-        between = self._renderer.between(role, _USUAL_NEXT.get(role, "user"))
+        between = self._renderer.between(role, USUAL_NEXT.get(role, "user"))
         if last is None and between is None:
             raise ChatTemplateError(f"the model's chat template has no {role!r} role")
         if last is None or between is None:

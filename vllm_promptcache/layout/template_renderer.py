@@ -11,6 +11,7 @@ from vllm_promptcache.errors import ChatTemplateError
 Message = Mapping[str, Any]
 
 _MARK = "PmlMark"
+USUAL_NEXT = {"system": "user", "user": "assistant", "assistant": "user"}
 
 
 class TemplatedTokenizer(Protocol):
@@ -79,7 +80,7 @@ class TemplateRenderer:
     def between(self, first: str, second: str) -> str | None:
         """What stands between the contents of two messages that follow each other, or None."""
         for start in ([], ["system"], ["user"], ["system", "user"], ["user", "assistant"]):
-            for end in ([], ["assistant"]):
+            for end in (_going_on(second), [], ["assistant"]):
                 texts = self.around_contents([*start, first, second, *end])
                 if texts is not None:
                     return texts[len(start) + 1]
@@ -95,7 +96,7 @@ class TemplateRenderer:
 
     def before_first(self, role: str) -> str | None:
         """What stands before the content of a conversation's first message, BOS left out, or None."""
-        for end in ([], ["user"], ["user", "assistant"], ["assistant"]):
+        for end in (_going_on(role), [], ["user"], ["user", "assistant"], ["assistant"]):
             texts = self.around_contents([role, *end])
             if texts is not None:
                 return texts[0].removeprefix(self.bos)
@@ -116,3 +117,9 @@ class TemplateRenderer:
         """Whether a conversation begins with the BOS token's text."""
         texts = self.around_contents(["user"]) or self.around_contents(["system", "user"])
         return bool(self.bos) and texts is not None and texts[0].startswith(self.bos)
+
+
+def _going_on(role: str) -> list[str]:
+    """What usually follows a message. Some templates write a conversation's last messages differently:
+    Qwen3's has an answer after the last question begin with thoughts."""
+    return [USUAL_NEXT.get(role, "user")]
