@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,12 @@ from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import Tokenizer
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.parser import parse_document
 
 
 def layout_of(
-    content: str, tokenizer: Tokenizer | None = None, attributes: str = "", **options: int
+    content: str, tokenizer: Tokenizer | None = None, attributes: str = "", **options: Any
 ) -> SchemaLayout:
     (schema,) = parse_document(f'<schema name="s"{attributes}>{content}</schema>').schemas
     return build_layout(schema, tokenizer or byte_tokenizer(), **{"max_model_len": 4096, **options})
@@ -38,7 +41,7 @@ def text_of(unit: Unit, tokenizer: Tokenizer | None = None) -> str:
     return shown
 
 
-def errors_of(content: str, tokenizer: Tokenizer | None = None, **options: int) -> list[str]:
+def errors_of(content: str, tokenizer: Tokenizer | None = None, **options: Any) -> list[str]:
     with pytest.raises(PMLError) as caught:
         layout_of(content, tokenizer, **options)
     return [f"{issue.path}: {issue.what}" for issue in caught.value.issues]
@@ -152,6 +155,36 @@ def test_in_sequence_members_of_a_union_do_not_see_each_other() -> None:
     assert plain == {"a": [], "b": ["a"], "c": ["a"], "c/d": ["a", "c"], "e": ["a"]}
     stands = contexts_of(layout_of(content.format(' scaffold="c"'), attributes=' encode="sequence"'))
     assert stands == {**plain, "e": ["a", "c", "c/d"]}
+
+
+@pytest.mark.parametrize("encode", ["sequence", "context"])
+def test_units_that_others_see_are_limited(encode: str) -> None:
+    content = "".join(f'<module name="m{i}">m</module>' for i in range(5))
+    if encode == "context":
+        content = "r" + "".join(f'<module name="m{i}">m' for i in range(4)) + "</module>" * 4
+    given = f' encode="{encode}"'
+    layout_of(content, attributes=given, limits=Limits(max_contexts=10))
+    with pytest.raises(PMLError, match=r"pml:1:1: schema\[s\]: its modules see others more than 9 times"):
+        layout_of(content, attributes=given, limits=Limits(max_contexts=9))
+
+
+def test_what_a_schema_of_many_modules_in_sequence_costs_is_bounded() -> None:
+    content = "".join(f'<module name="m{i}">m</module>' for i in range(4000))
+    with pytest.raises(PMLError, match="make them fewer"):
+        layout_of(content, attributes=' encode="sequence"', max_model_len=8192)
+
+
+def test_placeholders_are_limited() -> None:
+    """Members of a union share positions, so that a model's length holds any number of them."""
+    members = "".join(
+        f'<module name="m{i}">m<parameter name="p" length="100" scaffold="x"/></module>' for i in range(4)
+    )
+    content = f"<union>{members}</union>"
+    assert layout_of(content, limits=Limits(max_placeholders=4 * 99)).num_placeholders == 4 * 100
+    assert errors_of(content, limits=Limits(max_placeholders=4 * 99 - 1)) == [
+        'schema[s]/union/module[m3]/parameter[p]: more than 395 placeholders: use placeholder="none"'
+    ]
+    layout_of(content, byte_tokenizer(unk=None), limits=Limits(max_placeholders=0))
 
 
 def test_only_cached_text_is_context() -> None:

@@ -158,6 +158,15 @@ def test_schemas_of_requests_can_be_forbidden() -> None:
     assert caught.value.status == 403
 
 
+def test_a_forbidden_schema_is_neither_laid_out_nor_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    front_end = FrontEnd(allow_request_schemas=False)
+    monkeypatch.setattr(front_end.registry.builder, "build", None)
+    document = f"<pml>{schema('own')}<prompt schema='own'/></pml>"
+    with pytest.raises(RefusedError, match="no schemas from requests"):
+        text(front_end, document)
+    assert front_end.composer._memory.get(document) is None
+
+
 def test_generation_ends_where_positions_run_out(front_end: FrontEnd) -> None:
     (prompt,) = text(front_end, PROMPT, "x" * 900)
     assert prompt.max_new_tokens == MAX_MODEL_LEN - 931

@@ -8,6 +8,7 @@ import pytest
 from tests.registry.support import FrontEnd, StoreLink, schema
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import PMLError
+from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.registry.documents import DocumentMemory, load_schema_files
 from vllm_promptcache.registry.link import run_sync
 from vllm_promptcache.registry.loading import load_and_pin
@@ -66,6 +67,25 @@ def test_mistakes_that_only_the_model_shows_refuse_all(tmp_path: Path) -> None:
     with pytest.raises(PMLError) as caught:
         run_sync(load_and_pin(front_end.registry, load_schema_files([str(tmp_path)], front_end.config)))
     assert len(caught.value.issues) == 2 and not front_end.registry.entries
+
+
+def test_placeholders_of_all_schemas_of_a_document_are_limited_together(tmp_path: Path) -> None:
+    module = '<module name="m">m<parameter name="p" length="100"/></module>'
+    schemas = [f'<schema name="s{number}">{module}</schema>' for number in range(3)]
+    front_end = FrontEnd()
+    builder = front_end.registry.builder
+    builder.limits = Limits(max_placeholders=299)
+    document = f"<pml>{''.join(schemas)}</pml>"
+    what = r"schema\[s2\]: the document's schemas have more than 299 placeholders"
+    with pytest.raises(PMLError, match=what):
+        builder.schemas_of(document, "pml")
+    with pytest.raises(PMLError, match=what):
+        builder.document_of(document.replace("</pml>", "<prompt schema='s0'/></pml>"))
+    # An operator's files are many documents.
+    for number, text in enumerate(schemas):
+        (tmp_path / f"{number}.pml").write_text(text)
+    run_sync(load_and_pin(front_end.registry, load_schema_files([str(tmp_path)], front_end.config)))
+    assert len(front_end.registry.entries) == 3
 
 
 def test_documents_are_forgotten_when_there_are_too_many() -> None:

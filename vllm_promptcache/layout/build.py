@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from vllm_promptcache.errors import IssueList
+from vllm_promptcache.errors import IssueList, PMLError
 from vllm_promptcache.layout.draft import ModuleDraft, ParameterDraft, UnionDraft, draft_schema
 from vllm_promptcache.layout.encoder import TextEncoder, Tokenizer
 from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout, UnionLayout
@@ -16,6 +16,7 @@ from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.layout.units import make_pieces, make_unit, new_piece
 from vllm_promptcache.plan.plan import NewSegment
 from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.nodes import SchemaNode
 
 DEFAULT_MIN_FREE_TOKENS = 16
@@ -28,16 +29,17 @@ def build_layout(
     tokenizer: Tokenizer | TextEncoder,
     max_model_len: int,
     min_free_tokens: int = DEFAULT_MIN_FREE_TOKENS,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> SchemaLayout:
     """Lays out a schema (PML page, "Positions" and "Encoding").
 
     Give the same `TextEncoder` for all schemas of a model: it remembers what it found out. Raises
     PMLError where the schema with `min_free_tokens` does not fit `max_model_len` positions, where a
-    parameter's text is longer than its room, and where the model has no such role.
+    parameter's text is longer than its room, where the model has no such role, and beyond `limits`.
     """
     issues = IssueList()
     encoder = TextEncoder.of(tokenizer)
-    root = draft_schema(schema, encoder, max_model_len, issues)
+    root = draft_schema(schema, encoder, max_model_len, issues, limits)
     if root.end + min_free_tokens > max_model_len:
         what = (
             f"the schema takes {root.end} positions; with {min_free_tokens} to be left free that is more"
@@ -45,7 +47,7 @@ def build_layout(
         )
         issues.add(schema.place.issue(what))
     issues.raise_if_any()
-    builder = _Builder(schema)
+    builder = _Builder(schema, limits)
     builder.module(root, None, ())
     modules = tuple([builder.modules[index] for index in range(len(builder.modules))])
     scaffolds = make_scaffolds(schema, root, builder.units, issues)
@@ -68,7 +70,10 @@ def build_layout(
 class _Builder:
     """Makes modules' layouts from the schema down, so that contexts are there before what sees them."""
 
-    def __init__(self, schema: SchemaNode) -> None:
+    def __init__(self, schema: SchemaNode, limits: Limits) -> None:
+        self._schema = schema
+        self._max_contexts = limits.max_contexts
+        self._num_contexts = 0
         self._sees_context = schema.encode != "isolated"
         self._sees_siblings = schema.encode == "sequence"
         self.units: dict[int, Unit] = {}
@@ -79,6 +84,7 @@ class _Builder:
     ) -> ModuleLayout:
         unit = make_unit(draft.path, draft.runs, context) if draft.cache else None
         if unit is not None:
+            self._count_contexts(unit)
             self.units[draft.index] = unit
             if self._sees_context:
                 context = (*context, unit)
@@ -118,6 +124,15 @@ class _Builder:
         )
         self.modules[draft.index] = module
         return module
+
+    def _count_contexts(self, unit: Unit) -> None:
+        self._num_contexts += len(unit.context)
+        if self._num_contexts > self._max_contexts:
+            what = (
+                f"its modules see others more than {self._max_contexts} times: make them fewer, or not"
+                ' encode="sequence"'
+            )
+            raise PMLError([self._schema.place.issue(what)])
 
     def _units_under(self, draft: ModuleDraft) -> Iterator[Unit]:
         """What may be seen behind a module: its unit and those inside it, of unions what stands for them."""

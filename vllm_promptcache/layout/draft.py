@@ -8,6 +8,7 @@ from functools import cached_property
 
 from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
 from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import (
     ModuleNode,
     ParameterNode,
@@ -83,20 +84,23 @@ class ModuleDraft:
 
 
 def draft_schema(
-    schema: SchemaNode, encoder: TextEncoder, max_model_len: int, issues: IssueList
+    schema: SchemaNode, encoder: TextEncoder, max_model_len: int, issues: IssueList, limits: Limits
 ) -> ModuleDraft:
     """Lays out a schema from position 0, depth first in document order.
 
-    Adds an issue for each parameter's text that is too long and each role that can't be rendered.
+    Adds an issue for each parameter's text that is too long and each role that can't be rendered. Raises
+    PMLError, with the issues so far, at the parameter that takes the schema beyond its placeholders.
     """
-    return _Drafter(encoder, max_model_len, issues).schema(schema)
+    return _Drafter(encoder, max_model_len, issues, limits).schema(schema)
 
 
 class _Drafter:
-    def __init__(self, encoder: TextEncoder, max_model_len: int, issues: IssueList) -> None:
+    def __init__(self, encoder: TextEncoder, max_model_len: int, issues: IssueList, limits: Limits) -> None:
         self._encoder = encoder
         self._max_model_len = max_model_len
         self._issues = issues
+        self._max_placeholders = limits.max_placeholders
+        self._num_placeholders = 0
         self._num_modules = 0
         self._num_unions = 0
         # The role of the message before, in document order: templates write what lies between two.
@@ -185,9 +189,18 @@ class _Drafter:
             self._issues.add(node.place.at("placeholder").issue(what))
         # A schema that is too long is refused, so what lies beyond is not even made.
         elif unknown is not None and node.placeholder != "none" and end <= self._max_model_len:
-            scaffold = [*scaffold, *[unknown] * (node.length - len(scaffold))]
+            scaffold = [*scaffold, *self._placeholders(node, unknown, node.length - len(scaffold))]
         self._append(draft, scaffold[: node.length], position, node.place, kept=False)
         return end
+
+    def _placeholders(self, node: ParameterNode, unknown: int, number: int) -> list[int]:
+        # Members of a union share positions, so the model's length alone is no limit.
+        self._num_placeholders += max(number, 0)
+        if self._num_placeholders > self._max_placeholders:
+            what = f'more than {self._max_placeholders} placeholders: use placeholder="none"'
+            self._issues.add(node.place.issue(what))
+            self._issues.raise_if_any()
+        return [unknown] * number
 
     def _parameter_text(self, node: ParameterNode, attribute: str, text: str) -> list[int]:
         token_ids = self._encoder.encode(text)

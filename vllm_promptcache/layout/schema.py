@@ -35,6 +35,11 @@ class SchemaLayout:
     encoder: TextEncoder
 
     @property
+    def num_placeholders(self) -> int:
+        """The tokens that are encoded and never reused, of all units."""
+        return sum(unit.num_tokens - int(unit.kept.sum()) for unit in self.units)
+
+    @property
     def root(self) -> ModuleLayout:
         """The schema itself, as the module that every prompt includes."""
         return self.modules[0]

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What one document may have at most: bytes (a file named by `src` too), levels of elements, elements,
-    modules and scaffolds. What a schema costs to load grows with modules times scaffolds."""
+    """What one document may have at most.
+
+    Bytes (a file named by `src` too), levels of elements, elements, modules and scaffolds; placeholders in
+    the room of parameters, which few bytes can ask many of; and in each schema units that other units see,
+    counted for each that sees them: with `encode="sequence"` that is half the square of its modules.
+    """
 
     max_document_bytes: int = 4 * 1024 * 1024
     max_depth: int = 64
     max_elements: int = 131_072
     max_modules: int = 16_384
     max_scaffolds: int = 256
+    max_placeholders: int = 1_048_576
+    max_contexts: int = 262_144
+
+
+DEFAULT_LIMITS = Limits()

@@ -7,7 +7,7 @@ from pathlib import Path
 from vllm_promptcache.errors import TOO_LARGE, IssueList, PMLError, quote, unknown
 from vllm_promptcache.pml.attributes import Attributes
 from vllm_promptcache.pml.files import read_source
-from vllm_promptcache.pml.limits import Limits
+from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.names import check_names
 from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
 from vllm_promptcache.pml.prompt_parser import PromptParser
@@ -15,8 +15,6 @@ from vllm_promptcache.pml.reader import Element, read_element
 from vllm_promptcache.pml.schema_parser import SchemaParser
 from vllm_promptcache.pml.source import Source
 from vllm_promptcache.pml.space import COMPACT, is_white
-
-DEFAULT_LIMITS = Limits()
 
 
 def parse_document(text: str | bytes, where: str = "pml", limits: Limits = DEFAULT_LIMITS) -> Document:

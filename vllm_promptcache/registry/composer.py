@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from vllm_promptcache.pml.nodes import MessageNode, PromptNode
 from vllm_promptcache.registry.capacity import Capacity
 from vllm_promptcache.registry.documents import DocumentMemory, LayoutBuilder, RequestDocument
 from vllm_promptcache.registry.entry import SchemaEntry
-from vllm_promptcache.registry.errors import FORBIDDEN, RefusedError
+from vllm_promptcache.registry.errors import RefusedError
 from vllm_promptcache.registry.options import PromptOptions
 from vllm_promptcache.registry.registry import SchemaRegistry
 from vllm_promptcache.repair import NONE, Repair
@@ -154,8 +154,6 @@ class Composer:
             raise RefusedError("pml: must be a string with a document", kind="PMLError", field="pml")
         document = await self._document(pml)
         prompt, own = document.prompt, document.entries
-        if own and not self._allow_request_schemas:
-            raise RefusedError("this server takes no schemas from requests", FORBIDDEN, field="pml")
         layouts: Mapping[str, SchemaLayout] = self._registry.layouts
         if own:
             layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
@@ -170,9 +168,10 @@ class Composer:
         has_schemas = "<schema" in pml
         if has_schemas and (found := self._memory.get(pml)) is not None:
             return found
+        read = partial(self._builder.document_of, pml, allow_schemas=self._allow_request_schemas)
         if not has_schemas and len(pml) <= SMALL_DOCUMENT:
-            return self._builder.document_of(pml)
-        document = await self._registry.link.run(lambda: self._builder.document_of(pml))
+            return read()
+        document = await self._registry.link.run(read)
         if document.entries:
             self._memory.put(pml, document)
         return document

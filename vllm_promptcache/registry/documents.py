@@ -18,6 +18,7 @@ from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
 from vllm_promptcache.pml.parser import load_schema_file, parse_document
 from vllm_promptcache.registry.entry import SchemaEntry
+from vllm_promptcache.registry.errors import FORBIDDEN, RefusedError
 
 MAX_REMEMBERED = 64
 MAX_REMEMBERED_CHARACTERS = 32 * 1024 * 1024
@@ -40,15 +41,25 @@ class LayoutBuilder:
         self.max_model_len = max_model_len
         self._min_free_tokens = config.min_free_tokens
 
-    def build(self, schemas: Iterable[SchemaNode]) -> list[SchemaLayout]:
-        """All schemas' layouts, or PMLError with the mistakes of all of them."""
+    def build(self, schemas: Iterable[SchemaNode], max_placeholders: int | None = None) -> list[SchemaLayout]:
+        """All schemas' layouts, with at most so many placeholders together.
+
+        Raises PMLError with the mistakes of all schemas.
+        """
         layouts: list[SchemaLayout] = []
         issues: list[PMLIssue] = []
+        num_placeholders = 0
         for schema in schemas:
             try:
-                layouts.append(build_layout(schema, self.encoder, self.max_model_len, self._min_free_tokens))
+                layout = self._build_one(schema)
             except PMLError as error:
                 issues += error.issues
+                continue
+            num_placeholders += layout.num_placeholders
+            if max_placeholders is not None and num_placeholders > max_placeholders:
+                what = f"the document's schemas have more than {max_placeholders} placeholders"
+                raise PMLError([*issues, schema.place.issue(what)])
+            layouts.append(layout)
         if issues:
             raise PMLError(issues)
         return layouts
@@ -59,15 +70,28 @@ class LayoutBuilder:
         Raises:
             PMLError: the document is wrong, or holds a prompt or no schema.
         """
-        return self.build(only_schemas(parse_document(text, where, self.limits), where))
+        schemas = only_schemas(parse_document(text, where, self.limits), where)
+        return self.build(schemas, self.limits.max_placeholders)
 
-    def document_of(self, text: str) -> RequestDocument:
-        """A request's ``pml`` field. Raises PMLError also where it has no prompt."""
+    def document_of(self, text: str, *, allow_schemas: bool = True) -> RequestDocument:
+        """A request's ``pml`` field.
+
+        Raises:
+            PMLError: the document is wrong, or has no prompt.
+            RefusedError: it has schemas, and none are allowed (403).
+        """
         document = parse_document(text, "pml", self.limits)
+        if document.schemas and not allow_schemas:
+            raise RefusedError("this server takes no schemas from requests", FORBIDDEN, field="pml")
         if document.prompt is None:
             raise wrong_document("pml", "the document has no prompt")
-        entries = [SchemaEntry(layout, "request") for layout in self.build(document.schemas)]
+        layouts = self.build(document.schemas, self.limits.max_placeholders)
+        entries = [SchemaEntry(layout, "request") for layout in layouts]
         return RequestDocument(document.prompt, {entry.name: entry for entry in entries})
+
+    def _build_one(self, schema: SchemaNode) -> SchemaLayout:
+        min_free = self._min_free_tokens
+        return build_layout(schema, self.encoder, self.max_model_len, min_free, self.limits)
 
 
 class DocumentMemory:
