@@ -34,11 +34,12 @@ class PromptCacheConfig:
     repair: Repair = NONE
 
     def __post_init__(self) -> None:
-        if isinstance(self.schemas, str) or not all(isinstance(s, str) for s in self.schemas):
+        if not isinstance(self.schemas, list | tuple) or not all(isinstance(s, str) for s in self.schemas):
             raise ValueError("prompt cache config: schemas must be a list of paths")
         object.__setattr__(self, "schemas", tuple(self.schemas))
-        if not 0 <= self.pin_fraction <= 1:
-            raise ValueError(f"prompt cache config: pin_fraction is {self.pin_fraction}, not in 0..1")
+        fraction = self.pin_fraction
+        if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
+            raise ValueError(f"prompt cache config: pin_fraction is {fraction!r}, not a number in 0..1")
         for name in ("max_document_bytes", "max_schemas", "min_free_tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
