@@ -75,6 +75,23 @@ def test_check_without_a_model_minds_no_lengths(folder: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+def test_check_without_a_model_takes_placeholders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "travel.pml").write_text(
+        SCHEMA.format("").replace('length="4"', 'length="4" placeholder="unk"')
+    )
+    assert run("check", "travel.pml", "ask.xml") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_too_long_for_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x" * 300
+    (folder / "long.pml").write_text(f'<schema name="s"><module name="m" src="{name}"/></schema>')
+    assert run("check", "long.pml", name) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == f"long.pml:1:35: schema[s]/module[m]/@src: there is no file '{name}'"
+    assert err[1] == f"{name}:1:1: /: cannot be read: File name too long"
+
+
 def test_check_with_a_model_measures(
     folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +193,9 @@ def test_compile_prints_a_schema(folder: Path, capsys: pytest.CaptureFixture[str
     assert "" not in sys.path[:1]
 
 
-@pytest.mark.parametrize("program", ["programs", "nowhere:f", "programs.py:f", "nothing.py:f", ":f"])
+@pytest.mark.parametrize(
+    "program", ["programs", "nowhere:f", "programs.py:f", "nothing.py:f", ":f", "os:getcwd"]
+)
 def test_compile_says_what_it_cannot_find(
     folder: Path, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

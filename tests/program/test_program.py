@@ -65,6 +65,7 @@ def test_arguments_make_a_prompt() -> None:
     )
     assert prompt_for(guide) == '<prompt schema="guide"><days days="three"/><paris/></prompt>'
     assert prompt_for(guide, city="oslo", days=None) == '<prompt schema="guide"><days/><otherwise/></prompt>'
+    assert prompt_for(guide, "other").startswith('<prompt schema="other"><days')
     with pytest.raises(TypeError, match="unexpected keyword argument"):
         prompt_for(guide, day="two")
 
@@ -158,6 +159,20 @@ def test_decorated_functions_and_closures() -> None:
 
 
 # What is refused
+
+
+def same_field(days="x"):
+    f"{days:3} days are {days:3} days"
+
+
+def same_field_in_a_branch(flag, days="x"):
+    if flag:
+        f"{days:3} days"
+        f"are {days:3} days"
+
+
+def name_of_an_attribute(space):
+    f"There is {space:3}."
 
 
 def loops(n):
@@ -272,6 +287,9 @@ REFUSED = {
     reserved: "1: 'user' is the name of a PML element and cannot be used as a name",
     twice: "2: the name 'branching' is taken by another module next to it",
     field_and_flag: "2: the name 'name' is taken by another module next to it",
+    same_field: "1: the field 'days' is there already: a module has it once",
+    same_field_in_a_branch: "3: the field 'days' is there already: a module has it once",
+    name_of_an_attribute: "0: 'space' is an attribute of every element and cannot name a parameter",
     unknown_call: "1: 'nowhere' is not a prompt program",
     method_call: "1: a prompt program holds strings, if, match, and calls of other prompt programs",
     wrong_arguments: "1: visa: missing a required argument: 'country'",
@@ -290,6 +308,12 @@ def test_what_a_program_cannot_hold(program: Callable[..., Any]) -> None:
     assert f"{issue.line - first_line}: {issue.what}" == REFUSED[program]
     assert issue.where == __file__
     assert issue.path == program.__name__
+
+
+@pytest.mark.parametrize("program", [len, eval("lambda: 'x'")])
+def test_functions_without_source(program: Callable[..., Any]) -> None:
+    with pytest.raises(PMLError, match="whose Python source can be read"):
+        compile_program(program)
 
 
 def test_characters_that_xml_cannot_hold() -> None:

@@ -114,7 +114,8 @@ class _Checker:
 class _NoTokens:
     """Stands for a tokenizer where only names are checked: no text has a token, every role is known."""
 
-    bos_token = bos_token_id = eos_token_id = unk_token = unk_token_id = None
+    bos_token = bos_token_id = eos_token_id = None
+    unk_token, unk_token_id = "<unk>", 0
     chat_template = "any"
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

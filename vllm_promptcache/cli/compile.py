@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ def _load(program: str) -> Callable[..., Any]:
     function = getattr(_module(module_name), function_name, None)
     if not callable(function):
         raise Failure(f"{module_name!r} has no function {function_name!r}")
+    if not inspect.isfunction(inspect.unwrap(function)):
+        raise Failure(f"{program!r} is no function that is written in Python")
     return function  # type: ignore[no-any-return]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ SCHEMA_SUFFIXES = (".pml", ".xml")
 
 def find_schema_files(path: Path) -> list[Path]:
     """The file itself, or the `*.pml` and `*.xml` files directly in a folder, sorted by name."""
-    if not path.is_dir():
+    # os.path's questions, unlike Path's, are answered for names that are too long as well.
+    if not os.path.isdir(path):
         return [path]
     return sorted(file for file in path.iterdir() if file.suffix in SCHEMA_SUFFIXES and file.is_file())
 
@@ -43,7 +45,7 @@ def read_text_file(folder: Path, src: str, place: Place, limits: Limits) -> Char
     path = _inside(folder, src)
     if path is None:
         raise PMLError([place.issue(f"{src!r} is not a path inside the folder of the schema's file")])
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PMLError([place.issue(f"there is no file {src!r}")])
     try:
         source = read_source(path, limits)

@@ -30,20 +30,24 @@ def compile_program(function: Callable[..., Any], name: str | None = None) -> st
     except ValueError as error:
         raise _at(function, error) from None
     text = etree.tostring(schema, encoding="unicode")
-    # A last look through the language's own eyes, for names above all.
-    parse_document(text, f"compiled {name}")
+    # A last look through the language's own eyes.
+    try:
+        parse_document(text)
+    except PMLError as error:
+        raise PMLError([_issue(function, issue.what) for issue in error.issues]) from None
     return text
 
 
-def prompt_for(function: Callable[..., Any], /, **arguments: Any) -> str:
+def prompt_for(function: Callable[..., Any], name: str | None = None, /, **arguments: Any) -> str:
     """The prompt that includes what the program would say with these arguments.
 
-    An argument of None leaves its parameter to the default. Raises TypeError for arguments that the
-    function does not take, and PMLError as `compile_program`.
+    `name` is the schema's, if it is not the function's. An argument of None leaves its parameter to the
+    default. Raises TypeError for arguments that the function does not take, and PMLError as
+    `compile_program`.
     """
     bound = inspect.signature(function).bind(**arguments)
     bound.apply_defaults()
-    prompt = etree.Element("prompt", schema=function.__name__)
+    prompt = etree.Element("prompt", schema=name or function.__name__)
     try:
         _include_steps(prompt, read_program(function), bound.arguments)
     except ValueError as error:
@@ -54,10 +58,15 @@ def prompt_for(function: Callable[..., Any], /, **arguments: Any) -> str:
 def _at(function: Callable[..., Any], error: ValueError) -> PMLError:
     if isinstance(error, PMLError):
         return error
+    return PMLError([_issue(function, f"text that XML cannot hold: {error}")])
+
+
+def _issue(function: Callable[..., Any], what: str) -> PMLIssue:
+    """An issue of the function as a whole."""
     function = inspect.unwrap(function)
     line = inspect.getsourcelines(function)[1]
     where = inspect.getsourcefile(function) or "<source>"
-    return PMLError([PMLIssue(where, line, 1, function.__name__, f"text that XML cannot hold: {error}")])
+    return PMLIssue(where, line, 1, function.__name__, what)
 
 
 # The schema

@@ -29,8 +29,13 @@ class _Reader:
     def __init__(self, function: Callable[..., Any], callers: Sequence[Callable[..., Any]]) -> None:
         self._function = function
         self._callers = [*callers, function]
-        self._where = inspect.getsourcefile(function) or "<source>"
-        lines, first_line = inspect.getsourcelines(function)
+        try:
+            self._where = inspect.getsourcefile(function) or "<source>"
+            lines, first_line = inspect.getsourcelines(function)
+        except (TypeError, OSError):
+            name = getattr(function, "__name__", "program")
+            what = "a prompt program is a function whose Python source can be read"
+            raise PMLError([PMLIssue("<source>", 1, 1, name, what)]) from None
         source = "".join(lines)
         dedented = textwrap.dedent(source)
         self._first_line = max(first_line, 1)
@@ -49,8 +54,12 @@ class _Reader:
     def _steps(self, body: Sequence[ast.stmt], in_schema: bool = False) -> tuple[Step, ...]:
         steps: list[Step] = []
         taken: set[str] = set()
+        fields: set[str] = set()
         for statement in body:
             step = self._step(statement)
+            if isinstance(step, Text):
+                # In a schema, each text with fields is a module of its own.
+                self._check_fields(statement, step, set() if in_schema else fields)
             if in_schema and isinstance(step, Text) and step.fields:
                 # Parameters cannot stand directly in a schema.
                 step = Module(step.fields[0].name, (step,), _always, _same)
@@ -61,6 +70,12 @@ class _Reader:
             if step is not None:
                 steps.append(step)
         return tuple(steps)
+
+    def _check_fields(self, statement: ast.stmt, text: Text, taken: set[str]) -> None:
+        for field in text.fields:
+            if field.name in taken:
+                self._fail(statement, f"the field {quote(field.name)} is there already: a module has it once")
+            taken.add(field.name)
 
     def _step(self, statement: ast.stmt) -> Step | None:
         if isinstance(statement, ast.Pass):
