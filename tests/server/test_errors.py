@@ -8,6 +8,7 @@ import pytest
 
 from tests.server.support import MESSAGES, PROMPT
 from tests.server.test_chat import TOOLS, ask
+from vllm_promptcache.server.refusing import PATHS
 
 OWN = "<pml>{}<prompt schema='own'/></pml>"
 
@@ -103,11 +104,19 @@ def test_wrong_requests(
     assert (status, found) == (400, kind) and what in message
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions/batch", "/v1/responses"])
+@pytest.mark.parametrize("path", sorted(PATHS))
 def test_other_apis_refuse_pml(server: Any, http: httpx.Client, path: str) -> None:
     body = {"model": "tiny", "messages": [MESSAGES], "input": "x", "pml": PROMPT}
     answer = httpx.post(server.url + path, json=body, timeout=60)
-    assert answer.status_code == 400 and "pml works with" in answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].endswith(f"/v1/completions, not with {path}")
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/completions/render", "/v1/messages"])
+def test_other_apis_answer_without_pml(server: Any, http: httpx.Client, path: str) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "prompt": "x", "max_tokens": 1, "pml": None}
+    assert httpx.post(server.url + path, json=body, timeout=60).status_code == 200
+    assert httpx.post(server.url + path, timeout=60).status_code == 400
 
 
 def test_states_cannot_be_smuggled_in_through_another_api(server: Any, http: httpx.Client) -> None:

@@ -216,3 +216,6 @@ def test_explain_refuses_what_the_request_would(http: httpx.Client) -> None:
         assert (error["code"], error["type"]) == (status, kind)
     assert error_of(http.post("/explain", content=b"[]"))["code"] == 400
     assert error_of(http.post("/explain", content=b"{"))["code"] == 400
+    for path in ("/explain", "/schemas", "/schemas/travel/warm"):
+        deep = http.post(path, content=b"[" * 100_000, headers={"content-type": "application/json"})
+        assert "JSON" in error_of(deep)["message"]

@@ -7,18 +7,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
-from vllm.entrypoints.openai.chat_completion import batch_serving
 from vllm.entrypoints.openai.chat_completion import serving as chat_serving
 from vllm.entrypoints.openai.completion import api_router as completion_api
 from vllm.entrypoints.openai.completion import serving as completion_serving
-from vllm.entrypoints.openai.responses import serving as responses_serving
 from vllm.renderers.chat_utils import load_chat_template
 
 from vllm_promptcache.pml.nodes import SchemaNode
+from vllm_promptcache.server import refusing
 from vllm_promptcache.server.chat import PromptCacheServingChat
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
 from vllm_promptcache.server.link import AsyncEngineLink
-from vllm_promptcache.server.refusing import RefusingServingChatBatch, RefusingServingResponses
 from vllm_promptcache.server.routes import STATE, attach_routes
 from vllm_promptcache.server.service import open_service
 from vllm_promptcache.server.tokenizer import open_encoder
@@ -27,27 +25,30 @@ COMPLETIONS = "/v1/completions"
 
 
 def extend(app: FastAPI) -> None:
-    """Add the routes to an app that has all of vLLM's."""
+    """Add the routes to an app that has all of vLLM's, and have vLLM's mind PML."""
     attach_routes(app)
-    _accept_empty_prompts(app)
+    routes = app.router.routes
+    for index, route in enumerate(routes):
+        if not isinstance(route, APIRoute) or "POST" not in route.methods:
+            continue
+        if route.path == COMPLETIONS:
+            routes[index] = _accepting_empty_prompts(route)
+        elif route.path in refusing.PATHS:
+            routes[index] = refusing.refusing(route)
 
 
-def _accept_empty_prompts(app: FastAPI) -> None:
-    """Let the completions route read a request that may have PML and an empty prompt.
+def _accepting_empty_prompts(route: APIRoute) -> APIRoute:
+    """The completions route for a request that may have PML and an empty prompt.
 
     Its handler stays vLLM's: only the request's model is another.
     """
-    routes = app.router.routes
-    for index, route in enumerate(routes):
-        if isinstance(route, APIRoute) and route.path == COMPLETIONS and "POST" in route.methods:
-            replaced = APIRoute(
-                COMPLETIONS,
-                _create_completion,
-                methods=["POST"],
-                dependencies=route.dependencies,
-                responses=route.responses,
-            )
-            routes[index] = replaced
+    return APIRoute(
+        COMPLETIONS,
+        _create_completion,
+        methods=["POST"],
+        dependencies=route.dependencies,
+        responses=route.responses,
+    )
 
 
 async def _create_completion(request: PromptCacheCompletionRequest, raw_request: Request) -> Any:
@@ -71,6 +72,4 @@ async def open_server(
     return {
         (chat_serving, "OpenAIServingChat"): partial(PromptCacheServingChat, service),
         (completion_serving, "OpenAIServingCompletion"): partial(PromptCacheServingCompletion, service),
-        (batch_serving, "OpenAIServingChatBatch"): RefusingServingChatBatch,
-        (responses_serving, "OpenAIServingResponses"): RefusingServingResponses,
     }

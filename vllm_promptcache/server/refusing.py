@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
-from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 
 from vllm_promptcache.registry.errors import RefusedError
-from vllm_promptcache.server.errors import error_response
-from vllm_promptcache.server.requests import is_composed
+
+PATHS = frozenset(
+    {
+        "/tokenize",
+        "/v1/chat/completions/batch",  # one `pml` would belong to several conversations
+        "/v1/chat/completions/render",
+        "/v1/completions/render",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/messages/render",
+        "/v1/responses",
+        "/v1/responses/render",
+    }
+)
 
 
-def _refuse(api: str) -> Any:
-    message = f"pml works with /v1/chat/completions and /v1/completions, not with {api}"
-    return error_response(RefusedError(message, field="pml"))
+def refusing(route: APIRoute) -> APIRoute:
+    """A route like this one that refuses PML."""
+    return APIRoute(
+        route.path,
+        route.endpoint,
+        methods=route.methods,
+        response_model=route.response_model,
+        # The body is looked at once it is known to be JSON.
+        dependencies=[*route.dependencies, Depends(_refuse_pml)],
+        responses=route.responses,
+    )
 
 
-class RefusingServingChatBatch(OpenAIServingChatBatch):
-    """Batched chats: one ``pml`` would belong to several conversations."""
-
-    async def create_batch_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
-        """As vLLM's; refuses PML."""
-        if is_composed(request):
-            return _refuse("/v1/chat/completions/batch")
-        return await super().create_batch_chat_completion(request, raw_request)
-
-
-class RefusingServingResponses(OpenAIServingResponses):
-    """The Responses API."""
-
-    async def create_responses(self, request: Any, raw_request: Any = None) -> Any:
-        """As vLLM's; refuses PML."""
-        if is_composed(request):
-            return _refuse("/v1/responses")
-        return await super().create_responses(request, raw_request)
+async def _refuse_pml(request: Request) -> None:
+    """Raises RefusedError where a body has PML: some of the requests' models drop fields they do not know."""
+    try:
+        body = await request.json()  # FastAPI has read it already
+    except ValueError:
+        return  # there is none
+    if isinstance(body, dict) and body.get("pml") is not None:
+        what = f"pml works with /v1/chat/completions and /v1/completions, not with {request.url.path}"
+        raise RefusedError(what, field="pml")

@@ -142,7 +142,7 @@ async def _explained(state: Any, body: dict[str, Any]) -> Any:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RefusedError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise RefusedError("the body must be a JSON object")
