@@ -258,12 +258,18 @@ def model_runner_class(runner: type, base: type, module: Any) -> Iterator[None]:
 
 
 def check_layers(layers: Sequence[Any]) -> None:
-    """Refuse attention by index distance that a model's configuration did not tell of.
+    """Refuse attention by index distance that a model's configuration did not tell of, and backends
+    whose cache updates cannot be observed.
 
     Raises:
-        UnsupportedError: a layer has ALiBi slopes or a sliding window.
+        UnsupportedError: a layer has ALiBi slopes or a sliding window, or writes its cache by itself.
     """
     for layer in layers:
+        if layer.attn_backend.forward_includes_kv_cache_update:
+            raise UnsupportedError(
+                f"the prompt cache does not work with the attention backend {layer.attn_backend.get_name()}: "
+                "it writes the KV cache inside its forward pass"
+            )
         if getattr(layer.impl, "alibi_slopes", None) is not None:
             raise UnsupportedError(f"the prompt cache does not work with ALiBi: {layer.layer_name} has it")
         if getattr(layer, "sliding_window", None) is not None:

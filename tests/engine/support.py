@@ -171,6 +171,16 @@ class Engine:
     def abort(self, *names: str) -> None:
         self.llm_engine.abort_request(list(names))
 
+    def reclaim_all(self) -> None:
+        """Take the blocks of all units that may be dropped."""
+        for _ in self.store.reclaim(set()):
+            pass
+
+    @property
+    def kept_rows(self) -> set[Any]:
+        """The units whose edge rows the worker keeps."""
+        return set(self.core.model_executor.driver_worker.worker.model_runner._row_store._rows)
+
     # -- the front end's calls -------------------------------------------------------------------
 
     def call(self, operation: str, **payload: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from tests.engine.oracle import Oracle
 from tests.engine.plans import random_tokens, travel
@@ -43,4 +44,11 @@ def test_alibi_that_the_configuration_does_not_tell_of(monkeypatch: pytest.Monke
     with serving(model, plugin=False, max_model_len=1024) as engine:
         assert engine.ask([random_tokens(10, "x").tolist()])
     with pytest.raises(UnsupportedError, match="ALiBi"), serving(model, max_model_len=1024):
+        pass
+
+
+def test_backends_that_write_their_cache_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their keys and values do not pass where they could be captured."""
+    monkeypatch.setattr(CPUAttentionBackend, "forward_includes_kv_cache_update", True)
+    with pytest.raises(UnsupportedError, match="CPU_ATTN"), serving(tiny_model("llama"), max_model_len=1024):
         pass

@@ -2,14 +2,18 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.lora.request import LoRARequest
+from vllm.v1.request import RequestStatus
 
 from tests.engine.oracle import Oracle
-from tests.engine.plans import cached, new, plan, simple, travel, unit
+from tests.engine.plans import cached, new, plan, random_tokens, simple, travel, unit
 from tests.engine.support import Engine, composed, greedy, largest_error, tokens_of
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids, units_to_wire
+from vllm_promptcache.engine.variant import Variant
 from vllm_promptcache.plan.plan import Plan
 
 
@@ -103,6 +107,41 @@ def test_tenants_have_states_of_their_own(engine: Engine) -> None:
     assert not blocks[0] & blocks[1] | blocks[0] & blocks[2] | blocks[1] & blocks[2]
 
 
+def test_a_client_may_name_its_request_like_an_encoding_one(engine: Engine) -> None:
+    """Names are the clients': who encodes is not told by them."""
+    plain = random_tokens(40, "named").tolist()
+    (expected,) = engine.ask([plain])
+    composed = engine.add(travel("named"))
+    names = [engine.add(plain, name=f"prompt-cache-encoding-{name}") for name in ("x", "000000000000")]
+    engine.finish()
+    assert all(tokens_of(engine.outputs[name]) == tokens_of(expected) for name in names)
+    assert engine.outputs[composed].outputs[0].finish_reason == "length"
+
+
+def test_rows_of_an_encoding_that_is_given_up_are_dropped(engine: Engine) -> None:
+    """As when the server is paused."""
+    engine.ask([random_tokens(40, "before").tolist()])
+    name = engine.add(simple("given up", 2500))
+    engine.step()
+    (key,) = engine.encoded
+    assert key in engine.kept_rows
+    engine.abort(name)
+    engine.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    engine.ask([random_tokens(40, "after").tolist()])
+    assert key not in engine.kept_rows
+
+
+def test_adapters_are_told_apart_by_their_path(engine: Engine) -> None:
+    """vLLM keeps an adapter's number when it is loaded again in place."""
+
+    def variant(path: str) -> Any:
+        adapter = LoRARequest("adapter", 1, path)
+        return engine.scheduler._variant(SimpleNamespace(lora_request=adapter, cache_salt=None))
+
+    assert variant("/a") == variant("/a") != variant("/b")
+    assert engine.scheduler._variant(SimpleNamespace(lora_request=None, cache_salt=None)) == Variant()
+
+
 # -- pins ------------------------------------------------------------------------------------------
 
 
@@ -114,11 +153,10 @@ def test_pinned_units_are_encoded_ahead_and_survive_pressure(engine: Engine) -> 
     engine.drain()
     assert residencies(engine, prompt) == ["resident"] * 5
     assert report_of(engine.ask([prompt])[0])["modules_encoded"] == 0
-    while engine.store.reclaim(set()):
-        pass
+    engine.reclaim_all()
     assert residencies(engine, prompt) == ["resident"] * 5
     engine.call("unpin", units=digests)
-    assert engine.store.reclaim(set())
+    assert next(engine.store.reclaim(set()), None)
     engine.call("forget", units=digests)
 
 
@@ -216,9 +254,9 @@ def test_a_context_stays_known_as_long_as_units_stand_in_it(engine: Engine) -> N
     root = unit("root", (0, 100))
     child = unit("child", (100, 200), context=[root])
     engine.ask([plan(child, new(200, 4))])
-    assert engine.store.reclaim(set())  # the least recently used: the context
+    assert next(engine.store.reclaim(set()), None)  # the least recently used: the context
     assert engine.call("stats")["units_known"] == 2
-    assert engine.store.reclaim(set())
+    assert next(engine.store.reclaim(set()), None)
     assert engine.call("stats")["units_known"] == 0
 
 
@@ -228,8 +266,7 @@ def test_a_context_stays_known_as_long_as_units_stand_in_it(engine: Engine) -> N
 def test_reclaimed_units_come_back_with_the_same_states(engine: Engine) -> None:
     prompt = travel("reclaimed")
     (before,) = engine.ask([prompt], greedy(8, logprobs=2))
-    while engine.store.reclaim(set()):
-        pass
+    engine.reclaim_all()
     assert engine.call("stats")["units_resident"] == len([u for u in prompt.units if u.num_tokens < 32])
     (after,) = engine.ask([prompt], greedy(8, logprobs=2))
     assert tokens_of(after) == tokens_of(before)

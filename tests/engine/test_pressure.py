@@ -10,6 +10,7 @@ import pytest
 from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, random_tokens, simple, unit
 from tests.engine.support import Engine, SharedEngine, close_all, greedy, serving, tokens_of
+from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.engine.module_store import Residency
 from vllm_promptcache.plan.plan import Plan
 
@@ -152,6 +153,54 @@ def test_what_can_never_fit_is_refused_at_once(engine: Engine) -> None:
     (output,) = engine.ask([simple("huge", 900, 10)])
     assert output.outputs[0].finish_reason == "error"
     assert engine.outputs[neighbour].outputs[0].finish_reason == "length"
+
+
+def test_what_can_never_be_encoded_is_not_warmed(engine: Engine) -> None:
+    huge = simple("huge", 900)
+    digests = [u.digest for u in huge.units]
+    engine.call("define", texts=units_to_wire(huge.units))
+    answer = engine.call("warm", units=digests)
+    assert "57 KV blocks are needed" in answer["refused"]
+    (output,) = engine.ask([simple("neighbour")])
+    assert output.outputs[0].finish_reason == "length"
+    assert not engine.call("warm", units=[])["refused"]
+    engine.call("forget", units=digests)
+
+
+def test_rows_beside_the_cache_are_bounded(engine: Engine) -> None:
+    """Modules shorter than a block are nothing but rows."""
+    limit = NUM_BLOCKS * 32 // 4
+    for i in range(40):
+        engine.ask([simple(f"short {i}", 20)])
+    stats = engine.call("stats")
+    assert limit - 20 <= stats["rows_kept"] <= limit
+    engine.ask([random_tokens(20, "a step").tolist()])
+    assert len(engine.kept_rows) == stats["units_resident"] == stats["rows_kept"] // 20
+
+
+def test_pinned_rows_beside_the_cache_are_bounded(engine: Engine) -> None:
+    many = [simple(f"short {i}", 31).units[0] for i in range(NUM_BLOCKS)]
+    engine.call("define", texts=units_to_wire(many))
+    digests = [u.digest for u in many]
+    assert not engine.call("pin", units=digests)["pinned"]
+    assert engine.call("pin", units=digests[:20])["pinned"]
+    engine.drain()
+    engine.call("unpin", units=digests)
+    engine.call("forget", units=digests)
+
+
+def test_who_is_tried_first_may_take_what_later_ones_wait_with(engine: Engine) -> None:
+    """Also from one that arrived earlier, at another door, and stands behind it."""
+    composed = simple("idle", 390, 300)
+    engine.ask([composed], greedy(4))
+    running = engine.add(random_tokens(600, "running").tolist(), greedy(30))
+    while not engine.scheduler.running or engine.scheduler.running[0].num_output_tokens == 0:
+        engine.step()
+    first = engine.add(random_tokens(920, "first").tolist(), greedy(4))
+    second = engine.add(composed, greedy(4), arrival_time=1.0)
+    engine.finish()
+    for name in (running, first, second):
+        assert engine.outputs[name].outputs[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("num_steps", range(12))

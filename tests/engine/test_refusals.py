@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from vllm.config import KVTransferConfig
+from vllm.config.kv_events import KVEventsConfig
 from vllm.model_executor.models import registry
 
 from tests.engine.support import EngineArgs
@@ -123,6 +124,7 @@ def test_a_sliding_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
             {"kv_transfer_config": KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")},
             "connectors",
         ),
+        ({"kv_events_config": KVEventsConfig(enable_kv_cache_events=True)}, "KV events"),
         ({"runner": "pooling"}, "pooling"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "cannot be combined with"),
         ({"worker_cls": "some.other.Worker"}, "no worker to put in place of"),

@@ -122,8 +122,7 @@ def test_heads_hold_no_blocks_and_go_with_their_units(engine: Engine) -> None:
     after = engine.call("stats")
     assert after["units_resident"] > before["units_resident"]
     assert after["blocks_modules"] == before["blocks_modules"]
-    while engine.store.reclaim(set()):
-        pass
+    engine.reclaim_all()
     assert not any(is_head(key) for key in engine.store.units)
     again = engine.ask([linked(5)])[0]
     assert report_of(again)["modules_encoded"] > 0
@@ -195,8 +194,7 @@ def test_pinned_and_warmed_units_are_ready_for_the_default_repair(tiny_model: Pa
             assert len(engine.encoded) == num_encodings
             assert report_of(cold)["modules_encoded"] == 0
             assert tokens_of(cold) == tokens_of(engine.ask([linked(5, prompt)], greedy(8))[0])
-        while engine.store.reclaim(set()):
-            pass
+        engine.reclaim_all()
         assert engine.call("stats")["blocks_pinned"] > pinned
         assert report_of(engine.ask([linked(5, prompt)])[0])["modules_encoded"] == 0
         engine.call("unpin", units=digests)

@@ -171,8 +171,7 @@ def test_one_copy_serves_all_that_is_selected_and_holds_no_blocks(engine: Engine
     engine.ask([scattered(travel(), first=1), scattered(travel(), tail=True), travel()])
     assert engine.encoded[5:] == copies
     assert engine.call("stats")["blocks_modules"] == before["blocks_modules"]
-    while engine.store.reclaim(set()):
-        pass
+    engine.reclaim_all()
     assert not any(is_head(key) for key in engine.store.units if engine.store.units[key].whole in copies)
 
 
@@ -183,8 +182,7 @@ def test_dropped_copies_are_made_again(engine: Engine, tiny_model: Path, oracle:
         (output,) = engine.ask([prompt], greedy(8, logprobs=5))
         assert tokens_of(output) == tokens
         assert largest_error(output, logprobs) < MAX_ERROR
-        while engine.store.reclaim(set()):
-            pass
+        engine.reclaim_all()
         for key in [k for k in engine.store.units if is_copy(k)]:
             engine.store.discard(key)
     assert len(engine.encoded) > len(set(engine.encoded))

@@ -83,3 +83,32 @@ def test_priorities_order_requests_and_their_modules(tiny_model: Path) -> None:
         while len(finished) < 4:
             finished += [output.request_id for output in engine.step()]
         assert finished == [urgent, *late]
+
+
+def test_a_module_is_encoded_for_the_most_urgent_who_waits_for_it(tiny_model: Path) -> None:
+    with serving(tiny_model, scheduling_policy="priority", max_num_seqs=1) as engine:
+        running = engine.add(random_tokens(20, "running").tolist(), greedy(12), priority=0)
+        engine.step()
+        late = engine.add(simple("shared"), priority=5)
+        middle = engine.add(simple("middle"), priority=3)
+        urgent = engine.add(simple("shared", question="urgent"), priority=1)
+        finished: list[str] = []
+        while len(finished) < 4:
+            finished += [output.request_id for output in engine.step()]
+        assert finished == [running, urgent, middle, late]
+
+
+def test_under_priorities_nobody_waits_for_blocks_of_those_behind(tiny_model: Path) -> None:
+    """The urgent request finds the blocks taken by a module that a less urgent one waits with."""
+    settings = {"num_gpu_blocks_override": 41, "max_model_len": 1024, "max_num_batched_tokens": 256}
+    with serving(tiny_model, scheduling_policy="priority", **settings) as engine:
+        composed = simple("idle", 390, 300)
+        engine.ask([composed], greedy(4))
+        running = engine.add(random_tokens(600, "running").tolist(), greedy(30), priority=0)
+        while not engine.scheduler.running or engine.scheduler.running[0].num_output_tokens == 0:
+            engine.step()
+        late = engine.add(composed, greedy(4), priority=5)
+        urgent = engine.add(random_tokens(920, "urgent").tolist(), greedy(4), priority=1)
+        engine.finish()
+        for name in (running, urgent, late):
+            assert engine.outputs[name].outputs[0].finish_reason == "length"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -26,6 +27,8 @@ class PromptCacheBlockManager(KVCacheManager):
         super().__init__(*args, **kwargs)
         self.composed: dict[str, ComposedRequest] = {}
         self.newly_seated: list[str] = []
+        # Composed requests that the scheduler has tried in this step, in order; some had to be skipped.
+        self.tried: list[ComposedRequest] = []
         self.store: ModuleStore
 
     def open_store(self, pin_fraction: float) -> None:
@@ -65,6 +68,7 @@ class PromptCacheBlockManager(KVCacheManager):
     ) -> KVCacheBlocks | None:
         """As vLLM's; when blocks are short, idle unpinned modules are dropped one by one."""
         composed = self.composed.get(request.request_id)
+        drops: Iterator[UnitKey] | None = None
         while True:
             if composed is None:
                 blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
@@ -75,7 +79,8 @@ class PromptCacheBlockManager(KVCacheManager):
                 blocks = self._seat(request, composed, num_new_tokens, kwargs)
             if blocks is not None:
                 break
-            if not self.store.reclaim(self._protected_from(request)):
+            drops = drops or self._drop_for(request, composed)
+            if next(drops, None) is None:
                 return None
         if composed is not None:
             computed = (request.num_computed_tokens or composed.num_found_tokens) + num_new_tokens
@@ -150,17 +155,17 @@ class PromptCacheBlockManager(KVCacheManager):
         tables = self.coordinator.single_type_managers[0].req_to_blocks.values()
         self.store.check_integrity(tables)
 
-    def _protected_from(self, request: Request) -> set[UnitKey]:
-        """Units that a request must not take the blocks of: wanted by itself or by an earlier one.
+    def _drop_for(self, request: Request, composed: ComposedRequest | None) -> Iterator[UnitKey]:
+        """Drop idle units, the least recently used first, one at each step.
 
-        Only requests that wait count: running ones hold their units. So the earliest waiting request
-        always gets on, and two that need each other's blocks do not block each other.
+        A request that waits must not take what those need that were tried before it and had to be
+        skipped, nor a unit that is encoded what is there already for its asker. So two that need each
+        other's blocks do not take them in turn. It may take what those wait for that come later.
         """
         if request.status == RequestStatus.RUNNING:
-            return set()
-        return {
-            key
-            for waiting in self.composed.values()
-            if not waiting.seated and waiting.request.arrival_time <= request.arrival_time
-            for key in waiting.composition.unit_keys
-        }
+            yield from self.store.reclaim(set())
+            return
+        wanting = [tried for tried in self.tried if not tried.seated]
+        if composed is not None and composed.asker_id in self.composed:
+            wanting.append(self.composed[composed.asker_id])
+        yield from self.store.reclaim({key for one in wanting for key in one.composition.unit_keys})

@@ -18,8 +18,8 @@ from vllm_promptcache.engine.variant import Variant, head_key
 # Calls a method of all workers by its name: ``(method, args=...)``, the answers in a list.
 CallWorkers = Callable[..., list[Any]]
 
-# The tenant of units that are encoded for nothing but a comparison.
-APART = "prompt-cache-comparison"
+# The adapter of units that are encoded for nothing but a comparison: no request has one without a path.
+APART = ("", "")
 
 
 class Comparison:
@@ -47,7 +47,7 @@ class Comparison:
         ``texts`` are of all units in pairs and in their contexts. Unless ``shared``, no request finds
         what is encoded here.
         """
-        variant = self._variant if payload["shared"] else self._variant._replace(tenant=APART)
+        variant = self._variant if payload["shared"] else self._variant._replace(adapter=APART)
         given = texts_from_wire(payload["texts"])
         deviations: dict[str, list[float]] = {}
         absent: list[UnitKey] = []
@@ -68,8 +68,8 @@ class Comparison:
                 texts[accompanied] = replace(text, context=(*text.context, (company, variant)))
                 for key in (alone, accompanied):
                     absent.append(self._store.name(key, texts).key)
-                self._check_room((company, variant))
-                self._check_room(accompanied)
+                self._store.check_room_alone((company, variant))
+                self._store.check_room_alone(accompanied)
             self._start_encoding(absent)
         except ValueError as error:
             return {"deviations": deviations, "refused": str(error)}
@@ -81,10 +81,6 @@ class Comparison:
     def _is_resident(self, key: UnitKey) -> bool:
         unit = self._store.units.get(key)
         return unit is not None and unit.residency is Residency.RESIDENT
-
-    def _check_room(self, key: UnitKey) -> None:
-        unit = self._store.units[key]
-        self._store.check_room([unit, *(self._store.units[seen] for seen in unit.text.context)])
 
 
 def _deviations(parts: Sequence[Sequence[tuple[Sequence[float], float]]]) -> list[float]:

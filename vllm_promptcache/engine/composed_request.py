@@ -17,8 +17,8 @@ from vllm_promptcache.engine.variant import whole_units
 class ComposedRequest:
     """A request whose cached tokens come from units.
 
-    ``encodes`` is the unit whose states it computes, for the scheduler's own encoding requests, until
-    their last step is scheduled.
+    ``is_encoding`` says that it is one of the scheduler's own; ``encodes`` is the unit whose states it
+    computes, until its last step is scheduled, and ``asker_id`` the request that it was first queued for.
     ``seated`` is true while the request holds its shared blocks. ``num_encoded_units`` counts the units
     that were not resident when it arrived. ``num_history_tokens`` of its new tokens are earlier turns of
     the conversation, whose states may be found in the prefix cache; ``found`` holds the private blocks
@@ -30,6 +30,8 @@ class ComposedRequest:
     composition: Composition
     seats: Seats
     encodes: UnitKey | None = None
+    is_encoding: bool = False
+    asker_id: str | None = None
     seated: bool = False
     num_encoded_units: int = 0
     num_history_tokens: int = 0

@@ -37,7 +37,7 @@ def configure(vllm_config: Any) -> None:
     logger.info_once("Prompt cache: enabled, on vLLM's V1 model runner; V2 is not supported yet.")
     refuse_unsupported(vllm_config)
     worker = vllm_config.parallel_config.worker_cls
-    if worker in SCHEDULERS.values() or worker in WORKERS.values():
+    if worker in WORKERS.values():  # configured already
         return
     if worker not in WORKERS:
         raise compat.UnsupportedError(f"the prompt cache has no worker to put in place of {worker}")
@@ -87,11 +87,17 @@ def _reasons(vllm_config: Any) -> list[tuple[bool, str]]:
         (model.uses_mrope, "multi-dimensional rotary positions are not laid out by PML"),
         (vllm_config.speculative_config is not None, "speculative decoding is not supported yet"),
         (vllm_config.kv_transfer_config is not None, "KV connectors address tokens by their index"),
+        (_publishes_kv_events(vllm_config), "KV events tell of blocks by the tokens before them"),
         (parallel.decode_context_parallel_size > 1, "decode context parallelism splits blocks by index"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism has not been tried"),
         (parallel.enable_dbo, "dual-batch overlap splits rows"),
         (not vllm_config.scheduler_config.enable_chunked_prefill, "chunked prefill must stay enabled"),
     ]
+
+
+def _publishes_kv_events(vllm_config: Any) -> bool:
+    events = vllm_config.kv_events_config
+    return events is not None and bool(events.enable_kv_cache_events)
 
 
 def _slides(model_config: Any) -> bool:

@@ -87,11 +87,18 @@ class ModuleControl:
         return self._stats({})
 
     def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Encode units; ``refused`` says why that can never be done, and then nothing is."""
         keys = self._known_keys(payload["units"])
-        self._start_encoding(keys)
+        refused = None
+        try:
+            for key in keys:
+                self.store.check_room_alone(key)
+            self._start_encoding(keys)
+        except ValueError as error:
+            refused = str(error)
         for key in keys:
             self.store.unname(key)
-        return self._stats({})
+        return {"refused": refused, **self._stats({})}
 
     def _known_keys(self, digests: list[str]) -> list[UnitKey]:
         """Keys of units, each with a holder more, and of their heads for link tokens by default."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -15,11 +15,12 @@ from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import COPY, head_text, lay_out_copy, lay_out_head
 from vllm_promptcache.blocks.seats import SharedBlocks
-from vllm_promptcache.engine.variant import Variant, head_key, is_copy, is_head
+from vllm_promptcache.engine.variant import Variant, head_key, is_head
 
 MAX_KNOWN_UNITS = 20_000
-# Copies of units that nobody asks for now: at most one token for so many that the KV cache holds.
-COPIED_PART = 4
+# Rows beside the KV cache, of units that nobody asks for now: at most one for so many tokens that it holds.
+KEPT_ROWS_PART = 4
+PINNED_ROWS_PART = 2
 
 
 class Residency(enum.Enum):
@@ -72,7 +73,10 @@ class ModuleStore:
         self.units: dict[UnitKey, StoredUnit] = {}
         self.dropped: list[UnitKey] = []
         self.num_evictions = 0
+        self.num_kept_rows = 0
+        self._heads: dict[UnitKey, set[UnitKey]] = {}
         self._clock = 0
+        self._num_tokens = block_pool.num_gpu_blocks * block_size
 
     # -- names: who wants a unit to stay known ---------------------------------------------------
 
@@ -97,6 +101,8 @@ class ModuleStore:
             edges = sum(self.units[context].geometry.num_rows for context in text.context)
             scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
             unit = self.units[key] = StoredUnit(key, text, geometry, scratch_blocks)
+            if unit.whole is not None:
+                self._heads.setdefault(unit.whole, set()).add(key)
         unit.names += 1
         return unit
 
@@ -123,10 +129,14 @@ class ModuleStore:
         return sum(u.geometry.num_blocks for u in self.units.values() if u.pinned)
 
     def pin(self, keys: Iterable[UnitKey]) -> bool:
-        """Pin all of the units, or none when that would pass the pin limit."""
+        """Pin all of the units, or none when that would pass the pin limit, or when the rows of what is
+        pinned would take half as much memory beside the KV cache as it takes itself."""
         units = [self.units[key] for key in dict.fromkeys(keys)]
-        more = sum(u.geometry.num_blocks for u in units if not u.pinned)
-        if self.num_pinned_blocks + more > self.pin_limit:
+        pinned = {u.key: u for u in [*units, *(u for u in self.units.values() if u.pinned)]}.values()
+        if (
+            sum(u.geometry.num_blocks for u in pinned) > self.pin_limit
+            or sum(u.geometry.num_rows for u in pinned) > self._num_tokens // PINNED_ROWS_PART
+        ):
             return False
         for unit in units:
             unit.pinned = True
@@ -152,9 +162,14 @@ class ModuleStore:
         room = self.block_pool.num_gpu_blocks - 1 - self.pin_limit
         if kept + max(scratch, num_private_blocks) > room:
             raise ValueError(
-                f"the prompt needs {kept + max(scratch, num_private_blocks)} KV blocks while its modules are"
-                f" encoded; {room} are there for what is not pinned"
+                f"{kept + max(scratch, num_private_blocks)} KV blocks are needed while modules are encoded;"
+                f" {room} are there for what is not pinned"
             )
+
+    def check_room_alone(self, key: UnitKey) -> None:
+        """Check that a unit could be encoded that nobody asks for: with its context, as ``check_room``."""
+        unit = self.units[key]
+        self.check_room([unit, *(self.units[seen] for seen in unit.text.context)])
 
     # -- residency -------------------------------------------------------------------------------
 
@@ -167,8 +182,8 @@ class ModuleStore:
         """Note that a request that encodes the unit is queued."""
         assert self.units[key].residency is Residency.ABSENT
         self.units[key].residency = Residency.ENCODING
-        if is_copy(key):
-            self._drop_old_copies()
+        self.num_kept_rows += self.units[key].geometry.num_rows
+        self._drop_old_rows()
 
     def allocate(self, key: UnitKey) -> None:
         """Take the unit's blocks from the pool; the caller has checked that they are free."""
@@ -195,7 +210,9 @@ class ModuleStore:
             unit.users -= 1
             assert not unit.users, "a request was seated on a unit whose encoding was taken back"
         self._release_blocks(unit)
-        unit.residency = Residency.ABSENT if given_up else Residency.ENCODING
+        unit.residency = Residency.ENCODING
+        if given_up:
+            self._let_go(unit)
         self._forget_if_idle(unit)
 
     def shared_blocks(self, ranges: Iterable[SharedBlocks]) -> list[KVCacheBlock]:
@@ -221,16 +238,15 @@ class ModuleStore:
 
     # -- reclaiming ------------------------------------------------------------------------------
 
-    def reclaim(self, protected: set[UnitKey]) -> bool:
-        """Drop the least recently used unit that is not pinned, used or protected."""
-        idle = [u for u in self.units.values() if self._is_idle(u) and u.key not in protected]
-        idle = [u for u in idle if u.blocks]
-        if not idle:
-            return False
-        unit = min(idle, key=lambda u: u.last_use)
-        self._evict(unit)
-        self.num_evictions += 1
-        return True
+    def reclaim(self, protected: Set[UnitKey]) -> Iterator[UnitKey]:
+        """Drop units with blocks that are not pinned, used or protected: the least recently used first,
+        one at each step, and nothing before the first."""
+        idle = [u for u in self.units.values() if u.blocks and self._is_idle(u) and u.key not in protected]
+        for unit in sorted(idle, key=lambda u: u.last_use):
+            if unit.blocks and self._is_idle(unit):  # not gone with one before it
+                self._evict(unit)
+                self.num_evictions += 1
+                yield unit.key
 
     def discard(self, key: UnitKey) -> None:
         """Drop a unit's states, if it has any that nobody uses or names."""
@@ -284,6 +300,8 @@ class ModuleStore:
             for block in table:
                 if not block.is_null:
                     holders[block.block_id] = holders.get(block.block_id, 0) + 1
+        kept = sum(u.geometry.num_rows for u in self.units.values() if self._has_states(u))
+        assert kept == self.num_kept_rows, f"{kept} rows are kept, {self.num_kept_rows} counted"
         pool = self.block_pool
         for block in pool.blocks:
             if block.is_null:
@@ -313,6 +331,7 @@ class ModuleStore:
             "blocks_modules": sum(len(u.blocks) for u in units),
             "blocks_pinned": self.num_pinned_blocks,
             "blocks_pin_limit": self.pin_limit,
+            "rows_kept": self.num_kept_rows,
             "block_size": self.block_size,
             "evictions": self.num_evictions,
         }
@@ -329,14 +348,17 @@ class ModuleStore:
 
     def _evict(self, unit: StoredUnit) -> None:
         self._release_blocks(unit)
-        unit.residency = Residency.ABSENT
-        self.dropped.append(unit.key)
+        self._let_go(unit)
         self._forget_if_idle(unit)
-        if not is_head(unit.key):
-            # A head has no blocks that are wanted: it goes with its unit, if nobody waits for it.
-            for head in [u for u in self.units.values() if u.whole == unit.key and self._is_idle(u)]:
-                if not head.names:
-                    self._evict(head)
+        # A head has no blocks that are wanted: it goes with its unit, if nobody waits for it.
+        for key in list(self._heads.get(unit.key, ())):
+            self.discard(key)
+
+    def _let_go(self, unit: StoredUnit) -> None:
+        """The unit's states are gone; the workers are told to drop its rows."""
+        unit.residency = Residency.ABSENT
+        self.num_kept_rows -= unit.geometry.num_rows
+        self.dropped.append(unit.key)
 
     def _release_blocks(self, unit: StoredUnit) -> None:
         self.block_pool.free_blocks(reversed(unit.blocks))
@@ -347,23 +369,27 @@ class ModuleStore:
             self._evict(unit)
         elif not (unit.names or unit.pinned or unit.users or self._has_states(unit)):
             del self.units[unit.key]
+            if unit.whole is not None:
+                self._heads[unit.whole].discard(unit.key)
+                if not self._heads[unit.whole]:
+                    del self._heads[unit.whole]
             for context in unit.text.context:
                 self.unname(context)
 
-    def _drop_old_copies(self) -> None:
-        """Copies take memory beside the KV cache: drop the least recently used that nobody names."""
-        copies = [u for u in self.units.values() if is_copy(u.key) and self._has_states(u)]
-        num_tokens = sum(u.geometry.num_rows for u in copies)
-        limit = self.block_pool.num_gpu_blocks * self.block_size // COPIED_PART
-        for unit in sorted(copies, key=lambda u: u.last_use):
-            if num_tokens <= limit:
-                break
-            if self._is_idle(unit) and not unit.names:
-                num_tokens -= unit.geometry.num_rows
-                self._evict(unit)
+    def _drop_old_rows(self) -> None:
+        """Rows take memory beside the KV cache: drop the least recently used units with rows that nobody
+        names. What a unit has in blocks of its own is dropped with them."""
+        limit = self._num_tokens // KEPT_ROWS_PART
+        if self.num_kept_rows <= limit:
+            return
+        idle = [u for u in self.units.values() if u.geometry.num_rows and self._is_idle(u) and not u.names]
+        for unit in sorted(idle, key=lambda u: u.last_use):
+            self.discard(unit.key)
+            if self.num_kept_rows <= limit:
+                return
 
     def _forget_oldest_unnamed(self) -> None:
-        """Units too short to fill a block are never reclaimed for their blocks: bound their number."""
+        """Units too short to fill a block are not reclaimed for blocks: bound their number."""
         idle = [u for u in self.units.values() if self._is_idle(u) and not u.names]
         if idle:
             self._evict(min(idle, key=lambda u: u.last_use))

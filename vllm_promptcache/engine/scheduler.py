@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -44,9 +46,6 @@ from vllm_promptcache.engine.unit_catalog import UnitCatalog
 from vllm_promptcache.engine.variant import Variant, head_key, whole_units
 
 logger = init_logger(__name__)
-
-ENCODING_ID = "prompt-cache-encoding-"
-
 
 if TYPE_CHECKING:
     Base = Scheduler
@@ -161,7 +160,9 @@ class PromptCacheScheduling(Base):
 
     def _variant(self, request: Request) -> Variant:
         """The variant of units that a request uses."""
-        adapter = request.lora_request.lora_int_id if request.lora_request is not None else 0
+        lora = request.lora_request
+        # Not its number: an adapter that is loaded again in place keeps that, with other weights.
+        adapter = (lora.lora_name, lora.lora_path) if lora is not None else None
         return Variant(adapter, request.cache_salt)
 
     def _seated(
@@ -171,6 +172,7 @@ class PromptCacheScheduling(Base):
         seats: Seats,
         *,
         encodes: UnitKey | None = None,
+        asker: Request | None = None,
         hasher: StreamHasher | None = None,
         num_history_tokens: int = 0,
     ) -> ComposedRequest:
@@ -181,6 +183,8 @@ class PromptCacheScheduling(Base):
             composition,
             seats,
             encodes,
+            is_encoding=encodes is not None,
+            asker_id=asker.request_id if asker is not None else None,
             num_encoded_units=len(whole_units(self.store.missing(composition))),
             num_history_tokens=min(num_history_tokens, len(seats.offsets) - 1),
         )
@@ -204,6 +208,18 @@ class PromptCacheScheduling(Base):
 
     # -- encoding --------------------------------------------------------------------------------
 
+    def _waiting_in_order(self) -> list[ComposedRequest]:
+        """Composed requests that miss units, in the order in which they will be tried: what several need is
+        encoded where the first of them stands."""
+        missing = {
+            request_id
+            for request_id, composed in self.composed.items()
+            if not composed.seated and self.store.missing(composed.composition)
+        }
+        return (
+            [self.composed[r.request_id] for r in self.waiting if r.request_id in missing] if missing else []
+        )
+
     def _encode_missing(self, waiting: Iterable[ComposedRequest]) -> None:
         """Queue one encoding request for each unit that waiting requests need and nobody encodes.
 
@@ -219,32 +235,47 @@ class PromptCacheScheduling(Base):
 
     def _encode(self, key: UnitKey, asker: Request | None, queued: list[Request]) -> None:
         unit = self.store.units[key]
-        if unit.residency is not Residency.ABSENT:
+        if unit.residency is Residency.RESIDENT:
             return
         for context in unit.text.context:
             self._encode(context, asker, queued)
+        if unit.residency is Residency.ENCODING:
+            if asker is not None and self.policy is SchedulingPolicy.PRIORITY:
+                self._hasten(key, asker)
+            return
         self.store.begin_encoding(key)
         request = self._encoding_request(unit, asker)
         self.requests[request.request_id] = request
         queued.append(request)
 
+    def _hasten(self, key: UnitKey, asker: Request) -> None:
+        """Have a unit that is still to be encoded for a less urgent request encoded before a new asker."""
+        encoder = next((c for c in self.composed.values() if c.encodes == key and not c.seated), None)
+        if encoder is None or not asker < encoder.request:
+            return
+        self.waiting.remove_request(encoder.request)
+        encoder.asker_id = asker.request_id
+        encoder.request.priority, encoder.request.arrival_time = _just_before(asker)
+        self.waiting.add_request(encoder.request)
+
     def _encoding_request(self, unit: StoredUnit, asker: Request | None) -> Request:
         context = {key: self.store.units[key].text for key in unit.text.context}
         composition, token_ids = compose_encoding(unit.text, context)
+        priority, arrival_time = _just_before(asker) if asker is not None else (0, None)
         request = Request(
-            request_id=f"{ENCODING_ID}{next(self._encoding_ids)}",
+            request_id=f"prompt-cache-encoding-{next(self._encoding_ids):012}",
             prompt_token_ids=token_ids,
             sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
             pooling_params=None,
             client_index=asker.client_index if asker is not None else 0,
-            arrival_time=asker.arrival_time if asker is not None else None,
+            arrival_time=arrival_time,
             lora_request=asker.lora_request if asker is not None else None,
-            priority=asker.priority if asker is not None else 0,
+            priority=priority,
         )
         self.store.name(unit.key, {})
         units = {key: self.store.name(key, {}).geometry for key in composition.unit_keys}
         seats = take_seats(composition, units, self.store.block_size, self.max_model_len + 1)
-        self._admit(request, self._seated(request, composition, seats, encodes=unit.key))
+        self._admit(request, self._seated(request, composition, seats, encodes=unit.key, asker=asker))
         return request
 
     # -- steps -----------------------------------------------------------------------------------
@@ -252,7 +283,8 @@ class PromptCacheScheduling(Base):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step and tell the workers who was seated in it."""
         if self.composed:
-            self._encode_missing([c for c in self.composed.values() if not c.seated])
+            self._encode_missing(self._waiting_in_order())
+        self.kv_cache_manager.tried.clear()
         output = super().schedule(*args, **kwargs)
         if not self.composed and not self.store.dropped:
             return output
@@ -260,17 +292,17 @@ class PromptCacheScheduling(Base):
         if message:
             compat.attach_message(output, message)
         for request_id in output.num_scheduled_tokens:
-            if request_id.startswith(ENCODING_ID):
-                self._finish_if_scheduled(self.requests[request_id])
+            composed = self.composed.get(request_id)
+            if composed is not None and composed.is_encoding:
+                self._finish_if_scheduled(composed)
         return output
 
-    def _finish_if_scheduled(self, request: Request) -> None:
+    def _finish_if_scheduled(self, composed: ComposedRequest) -> None:
         """Once its last step is scheduled, an encoding request has nothing to do with its unit any more.
 
         The unit may be dropped and encoded by another request before that step's output is here.
         """
-        composed = self.composed[request.request_id]
-        key = composed.encodes
+        key, request = composed.encodes, composed.request
         if key is not None and request.num_computed_tokens >= request.num_prompt_tokens:
             composed.encodes = None
             self.store.release((key,))
@@ -279,8 +311,8 @@ class PromptCacheScheduling(Base):
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; an encoding request whose last step was scheduled has nothing to come back for."""
         super()._preempt_request(request, *args, **kwargs)
-        is_encoding = request.request_id.startswith(ENCODING_ID)
-        if is_encoding and self.composed[request.request_id].encodes is None:
+        composed = self.composed.get(request.request_id)
+        if composed is not None and composed.is_encoding and composed.encodes is None:
             self.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _take_seatings(self) -> dict[str, Seating]:
@@ -301,8 +333,10 @@ class PromptCacheScheduling(Base):
         if request.request_id in self.grammar_compile_error_reqs:
             return False  # refused: the step's output says so
         composed = self.composed.get(request.request_id)
-        if composed is not None and self.store.missing(composed.composition):
-            return False
+        if composed is not None:
+            self.kv_cache_manager.tried.append(composed)
+            if self.store.missing(composed.composition):
+                return False
         return super()._handle_blocked_waiting_request(request)
 
     def update_from_output(
@@ -310,13 +344,17 @@ class PromptCacheScheduling(Base):
     ) -> dict[int, EngineCoreOutputs]:
         """As vLLM's, without the outputs of encoding requests, which nobody asked for, and with a report
         in the first output of each composed one: the front end may end a request at a stop string."""
-        composed = bool(self.composed)
+        composed = self.composed
+        encoding = {
+            request_id
+            for request_id in (scheduler_output.num_scheduled_tokens if composed else ())
+            if request_id in composed and composed[request_id].is_encoding
+        }
+        any_composed = bool(composed)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if composed:
+        if any_composed:
             for per_client in outputs.values():
-                per_client.outputs = [
-                    o for o in per_client.outputs if not o.request_id.startswith(ENCODING_ID)
-                ]
+                per_client.outputs = [o for o in per_client.outputs if o.request_id not in encoding]
                 for output in per_client.outputs:
                     self._report_once(output)
         return outputs
@@ -344,6 +382,11 @@ class PromptCacheScheduling(Base):
             self._encode(key, None, queued)
         for request in queued:
             self.waiting.add_request(request)
+
+
+def _just_before(asker: Request) -> tuple[int, float]:
+    """Priority and time of arrival of what a queue that is ordered by them has just before a request."""
+    return asker.priority, math.nextafter(asker.arrival_time, 0)
 
 
 class PromptCacheScheduler(PromptCacheScheduling, Scheduler):

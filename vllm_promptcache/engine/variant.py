@@ -13,13 +13,13 @@ class Variant(NamedTuple):
     """What separates states of the same text. Part of every key, so it must be quick to hash.
 
     Attributes:
-        adapter: the LoRA adapter's number; 0 for none.
+        adapter: the LoRA adapter's name and path, as in vLLM's prefix cache; None for none.
         tenant: the request's ``cache_salt``.
         head_end: 0 for a whole unit; else the token index at which its head ends, or ``COPY`` for its copy
             (``blocks.heads``).
     """
 
-    adapter: int = 0
+    adapter: tuple[str, str] | None = None
     tenant: str | None = None
     head_end: int = 0
 

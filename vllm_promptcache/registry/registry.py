@@ -114,8 +114,14 @@ class SchemaRegistry:
             await self._unpin_unheld(digests)
 
     async def warm(self, name: str, modules: Iterable[str] | None = None) -> None:
-        """Encode units now, without pinning them. Raises RefusedError (404)."""
-        await self.link.call("warm", {"units": self[name].digests_of(modules)})
+        """Encode units now, without pinning them.
+
+        Raises:
+            RefusedError: a name is unknown (404), or the KV cache is too small to encode them (507).
+        """
+        answer = await self.link.call("warm", {"units": self[name].digests_of(modules)})
+        if answer["refused"]:
+            raise RefusedError(f"these modules cannot be encoded: {answer['refused']}", INSUFFICIENT_STORAGE)
 
     async def status(self, entry: SchemaEntry) -> dict[str, Mapping[str, Any]]:
         """Residency, blocks and users of a schema's units, by digest."""
@@ -161,7 +167,7 @@ class SchemaRegistry:
     async def _pin(self, digests: list[str]) -> None:
         answer = await self.link.call("pin", {"units": digests})
         if not answer["pinned"]:
-            what = "pinning these modules would pass pin_fraction"
+            what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
             held, limit = answer["blocks_pinned"], answer["blocks_pin_limit"]
             raise RefusedError(f"{what}: {held} of {limit} blocks are pinned", INSUFFICIENT_STORAGE)
 
