@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.registry.support import FrontEnd, StoreLink, schema
+from vllm_promptcache.engine.comparison import APART
 from vllm_promptcache.registry import selection
 from vllm_promptcache.registry.composer import ComposedPrompt
 from vllm_promptcache.registry.errors import RefusedError
@@ -67,11 +68,11 @@ def test_deviations_are_forgotten_with_time(front_end: FrontEnd, monkeypatch: py
 
 
 def test_a_tenant_s_own_schema_is_compared_apart() -> None:
-    for tenant, expected in ((True, {"prompt-cache-comparison"}), (False, {None})):
+    for tenant, expected in ((True, {APART}), (False, {None})):
         front_end = FrontEnd()
         prompt = ask(front_end, f"<pml>{NOTES}{PROMPT}</pml>", "select:0.1", tenant=tenant)
         assert prompt.plan.num_repaired_tokens == 3
-        assert {key[1].tenant for key in front_end.link.store.units} == expected  # type: ignore[index]
+        assert {key[1].adapter for key in front_end.link.store.units} == expected  # type: ignore[index]
 
 
 def test_schemas_are_ready_for_the_default(front_end: FrontEnd) -> None:
