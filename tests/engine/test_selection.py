@@ -23,6 +23,7 @@ from tests.reference import load_reference_model
 from tests.repairs import repair as repaired_by_definition
 from tests.selection import deviations, most_deviant
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
+from vllm_promptcache.engine.comparison import APART
 from vllm_promptcache.engine.variant import is_copy, is_head
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.offline import OfflineEngineLink
@@ -280,7 +281,7 @@ def test_what_is_not_shared_is_found_by_nobody(engine: Engine, tiny_model: Path)
     layout = notes(tiny_model)
     _, a, b, _ = layout.units
     assert ask_for(selection_of(engine), layout, [b], is_shared=False) == [10]
-    assert {key[1].tenant for key in engine.encoded} == {"prompt-cache-comparison"}
+    assert {key[1].adapter for key in engine.encoded} == {APART}
     assert not any(is_copy(key) for key in engine.store.units)
     assert report_of(engine.ask([plan(a, b, new(179, 3))])[0])["modules_encoded"] == 2
 

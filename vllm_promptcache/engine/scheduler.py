@@ -235,21 +235,22 @@ class PromptCacheScheduling(Base):
 
     def _encode(self, key: UnitKey, asker: Request | None, queued: list[Request]) -> None:
         unit = self.store.units[key]
-        if unit.residency is Residency.RESIDENT:
+        if unit.residency is Residency.ENCODING and asker is not None:
+            self._hasten(key, asker)
+        if unit.residency is not Residency.ABSENT:
             return
         for context in unit.text.context:
             self._encode(context, asker, queued)
-        if unit.residency is Residency.ENCODING:
-            if asker is not None and self.policy is SchedulingPolicy.PRIORITY:
-                self._hasten(key, asker)
-            return
         self.store.begin_encoding(key)
         request = self._encoding_request(unit, asker)
         self.requests[request.request_id] = request
         queued.append(request)
 
     def _hasten(self, key: UnitKey, asker: Request) -> None:
-        """Have a unit that is still to be encoded for a less urgent request encoded before a new asker."""
+        """Have a unit that is still to be encoded for a less urgent request encoded before a new asker,
+        and what is encoded in turn for it."""
+        if self.policy is not SchedulingPolicy.PRIORITY:
+            return
         encoder = next((c for c in self.composed.values() if c.encodes == key and not c.seated), None)
         if encoder is None or not asker < encoder.request:
             return
@@ -257,6 +258,8 @@ class PromptCacheScheduling(Base):
         encoder.asker_id = asker.request_id
         encoder.request.priority, encoder.request.arrival_time = _just_before(asker)
         self.waiting.add_request(encoder.request)
+        for context in self.store.missing(encoder.composition):
+            self._hasten(context, asker)
 
     def _encoding_request(self, unit: StoredUnit, asker: Request | None) -> Request:
         context = {key: self.store.units[key].text for key in unit.text.context}
