@@ -7,8 +7,8 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from vllm_promptcache.plan.plain import plain_tokens
-from vllm_promptcache.plan.plan import CachedSegment, Plan
+from vllm_promptcache.contract.plain import plain_tokens
+from vllm_promptcache.contract.plan import CachedSegment, Plan
 
 # As SmolLM2's: a conversation without a system message gets a default one.
 CHATML = (

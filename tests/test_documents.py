@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.plan import Plan
 from vllm_promptcache.pml.nodes import Document
 from vllm_promptcache.pml.parser import load_schema_file, parse_document
 from vllm_promptcache.program import compile_program, prompt_for

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from vllm_promptcache.config import PromptCacheConfig
-from vllm_promptcache.repair import FULL, NONE, Repair
+from vllm_promptcache.contract.repair import FULL, NONE, Repair
 
 
 @pytest.mark.parametrize(

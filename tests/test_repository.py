@@ -15,26 +15,26 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Data flows one way: each stage may import only the stages listed for it.
 STAGES: dict[str, set[str]] = {
+    "contract": set(),
     "pml": set(),
     "program": {"pml"},
-    "layout": {"pml"},
-    "plan": {"pml", "layout"},
-    "blocks": {"pml", "layout", "plan"},
-    "engine": {"pml", "layout", "plan", "blocks", "compat"},
-    "registry": {"pml", "layout", "plan", "blocks"},
-    "server": {"pml", "layout", "plan", "blocks", "compat", "engine", "registry"},
+    "layout": {"contract", "pml"},
+    "plan": {"contract", "pml", "layout"},
+    "repairs": {"contract"},
+    "blocks": {"contract"},
+    "compat": set(),
+    "engine": {"contract", "blocks", "compat"},
+    "frontend": {"contract", "pml", "layout", "plan", "repairs", "blocks", "compat"},
+    "server": {"contract", "pml", "layout", "plan", "repairs", "blocks", "compat", "frontend"},
 }
-# The contract between the language and the engine: plain data that any stage may hold, from `layout` on.
-CONTRACT = ("vllm_promptcache.plan.unit", "vllm_promptcache.plan.plan")
 # These put the stages together and may import any of them.
 TOPS = {"advise", "arguments", "cli", "offline", "plugin", "__init__"}
-MAY_IMPORT_VLLM = {"engine", "server", "compat", "offline", "plugin"}
+MAY_IMPORT_VLLM = {"engine", "frontend", "server", "compat", "offline", "plugin"}
 
 
 def part_of(path: Path) -> str:
-    """`pml` for vllm_promptcache/pml/parser.py, `compat` for vllm_promptcache/compat_v32.py."""
-    name = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    return "compat" if name.startswith("compat") else name
+    """`pml` for vllm_promptcache/pml/parser.py."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imported_names(path: Path) -> list[tuple[int, str]]:
@@ -54,8 +54,7 @@ def imported_names(path: Path) -> list[tuple[int, str]]:
 def violations(path: Path) -> list[str]:
     """The imports of a file that the rules at the top do not allow."""
     part = part_of(path)
-    module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    allowed = set() if module in CONTRACT else STAGES.get(part, set()) | {part}
+    allowed = STAGES.get(part, {"contract"}) | {part}
     bad = []
     for line, name in imported_names(path):
         root, *rest = name.split(".")
@@ -63,11 +62,9 @@ def violations(path: Path) -> list[str]:
             bad.append(f"{path.relative_to(ROOT)}:{line}: {part} must not import {name}")
         if root != "vllm_promptcache" or part in TOPS or not rest:
             continue
-        if name.startswith(CONTRACT) and part != "pml":
-            continue
-        target = "compat" if rest[0].startswith("compat") else rest[0]
+        target = rest[0]
         # Modules that are no stage (config, errors) may be imported by all, and import no stage.
-        is_restricted = target in STAGES or target in TOPS - {"__init__"} or target == "compat"
+        is_restricted = target in STAGES or target in TOPS - {"__init__"}
         if is_restricted and target not in allowed:
             bad.append(f"{path.relative_to(ROOT)}:{line}: {part} must not import {name}")
     return bad
@@ -87,21 +84,23 @@ def test_imports_follow_the_flow_of_data(path: Path) -> None:
         ("pml/x.py", "from ..layout import y", False),
         ("pml/x.py", "from vllm_promptcache import layout", False),
         ("pml/x.py", "from vllm_promptcache.config import y", True),
-        ("pml/x.py", "from vllm_promptcache.plan.unit import Unit", False),
-        ("layout/x.py", "from vllm_promptcache.plan.unit import Unit", True),
+        ("pml/x.py", "from vllm_promptcache.contract.unit import Unit", False),
+        ("layout/x.py", "from vllm_promptcache.contract.unit import Unit", True),
         ("layout/x.py", "from vllm_promptcache.plan.build import y", False),
-        ("plan/unit.py", "from vllm_promptcache.layout import y", False),
-        ("plan/plan.py", "from vllm_promptcache.plan.unit import Unit", True),
-        ("plan/plan.py", "from vllm_promptcache.plan.build import y", False),
+        ("contract/unit.py", "from vllm_promptcache.layout import y", False),
+        ("contract/plan.py", "from vllm_promptcache.contract.unit import Unit", True),
+        ("repairs/x.py", "from vllm_promptcache.plan.build import y", False),
         ("layout/x.py", "from ..pml.nodes import y", True),
         ("layout/x.py", "from .other import y", True),
         ("config.py", "from vllm_promptcache.engine import y", False),
         ("blocks/x.py", "from vllm_promptcache.compat import y", False),
-        ("compat.py", "import vllm", True),
-        ("compat.py", "from vllm_promptcache.engine import y", False),
+        ("compat/x.py", "import vllm", True),
+        ("compat/x.py", "from vllm_promptcache.engine import y", False),
         ("engine/x.py", "from vllm_promptcache.server import y", False),
         ("engine/x.py", "def f():\n    import vllm_promptcache.server.app", False),
-        ("server/x.py", "from vllm_promptcache.engine.scheduler import y", True),
+        ("server/x.py", "from vllm_promptcache.engine.scheduler import y", False),
+        ("engine/x.py", "from vllm_promptcache.plan.build import y", False),
+        ("frontend/x.py", "from vllm_promptcache.server.app import y", False),
         ("cli/x.py", "from vllm_promptcache.engine import y", True),
         ("cli/x.py", "import vllm", False),
         ("plugin.py", "import vllm", True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from vllm_promptcache.repair import NONE, Repair
+from vllm_promptcache.contract.repair import NONE, Repair
 
 CONFIG_KEY = "prompt_cache"
 

@@ -14,22 +14,22 @@ from vllm.logprobs import FlatLogprobs
 from vllm.renderers.params import ChatParams
 
 from vllm_promptcache.config import CONFIG_KEY, PromptCacheConfig
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.frontend.admission import engine_input
+from vllm_promptcache.frontend.composer import ComposedPrompt
+from vllm_promptcache.frontend.conversation import read_turns
+from vllm_promptcache.frontend.describe import details
+from vllm_promptcache.frontend.documents import load_schema_files
+from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.link import run_sync
+from vllm_promptcache.frontend.loading import select_ahead, wait_until_encoded
+from vllm_promptcache.frontend.options import PromptOptions
+from vllm_promptcache.frontend.reports import RESPONSE_FIELD, take_report
+from vllm_promptcache.frontend.service import open_service
+from vllm_promptcache.frontend.tokenizer import open_encoder
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.explain import plan_to_json
 from vllm_promptcache.pml.nodes import SchemaNode
-from vllm_promptcache.registry.composer import ComposedPrompt
-from vllm_promptcache.registry.describe import details
-from vllm_promptcache.registry.documents import load_schema_files
-from vllm_promptcache.registry.errors import RefusedError
-from vllm_promptcache.registry.link import run_sync
-from vllm_promptcache.registry.loading import select_ahead, wait_until_encoded
-from vllm_promptcache.registry.options import PromptOptions
-from vllm_promptcache.repair import Repair
-from vllm_promptcache.server.admission import engine_input
-from vllm_promptcache.server.conversation import read_turns
-from vllm_promptcache.server.reports import RESPONSE_FIELD, take_report
-from vllm_promptcache.server.service import open_service
-from vllm_promptcache.server.tokenizer import open_encoder
 
 T = TypeVar("T")
 

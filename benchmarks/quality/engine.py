@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.prompts import Prompt
+from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.frontend.link import run_sync
+from vllm_promptcache.frontend.selection import TokenSelection
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.select import Selected
-from vllm_promptcache.plan.unit import Unit
-from vllm_promptcache.registry.link import run_sync
-from vllm_promptcache.registry.selection import TokenSelection
+from vllm_promptcache.repairs.select import Selected
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from benchmarks.quality.questions import (
 from benchmarks.quality.rows import Row, Rows
 from benchmarks.quality_models import find_model
 from benchmarks.report import Table
+from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.plan.plan import CachedSegment
 
 
 def measure(

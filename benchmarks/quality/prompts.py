@@ -12,17 +12,17 @@ from xml.sax.saxutils import escape
 from benchmarks.quality.questions import LeftOut, Passage, Question
 from benchmarks.quality.ways import ENCODINGS, Way
 from vllm_promptcache.blocks.wire import EXTRA_ARG, plan_to_wire, prompt_token_ids
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import IssueList
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_resolved
-from vllm_promptcache.plan.plan import Plan
-from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.plan.resolve import resolve_prompt
-from vllm_promptcache.plan.select import Selected
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.parser import parse_document
+from vllm_promptcache.repairs.repaired import repaired
+from vllm_promptcache.repairs.select import Selected
 
 INSTRUCTION = (
     "Answer the user's question from the passages below. Give only the answer itself, in as few words as "

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_promptcache.repair import FULL as FULL_REPAIR
-from vllm_promptcache.repair import NONE, Repair
+from vllm_promptcache.contract.repair import FULL as FULL_REPAIR
+from vllm_promptcache.contract.repair import NONE, Repair
 
 FULL = "full"
 # What each encoding is in PML: the schema's `encode`, and whether its modules are one scaffold.

@@ -17,8 +17,8 @@ from benchmarks.quality.questions import LEFT_OUT, Question, among_others
 from benchmarks.quality.ways import Way
 from tests.benchmarks.test_quality_engine import PASSAGES, QUESTIONS, expected_logprobs
 from tests.reference import load_reference_model
+from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.plan.plan import CachedSegment
 
 WAYS = (
     *("full", "isolated", "context", "scaffold", "sequence", "context+tail", "sequence+tail"),

@@ -36,9 +36,9 @@ from benchmarks.quality.questions import (
 from benchmarks.quality.rows import FirstTokens, Rows
 from benchmarks.quality.summary import panels, summarize, tables
 from benchmarks.quality.ways import DEFAULT_WAYS, Way, read_ways
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment
+from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment
-from vllm_promptcache.repair import Repair
 
 
 def question(name: str, passages: str = "one", **changes: Any) -> Question:

@@ -20,9 +20,9 @@ from benchmarks.quality.questions import Passage, Question
 from benchmarks.quality.rows import FirstTokens, Rows
 from benchmarks.quality.ways import FULL, Way, read_ways
 from tests.reference import build_sequence, load_reference_model
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import Plan
 
 pytestmark = pytest.mark.engine
 

@@ -16,8 +16,8 @@ from vllm_promptcache.blocks.wire import (
     prompt_token_ids,
     texts_from_wire,
 )
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
-from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
+from vllm_promptcache.contract.unit import Unit
 
 
 def plan_of(world: World, composition: Composition) -> Plan:

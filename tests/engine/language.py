@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.cases import CASES, Case
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import NewSegment, Plan
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import NewSegment, Plan
 from vllm_promptcache.pml.parser import parse_document
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tests.reference import greedy, load_reference_model
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import Plan
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import Plan
 
 Answer = tuple[list[int], torch.Tensor]
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.geometry import find_pieces
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan, Segment
-from vllm_promptcache.plan.repaired import repaired
-from vllm_promptcache.plan.unit import Unit
-from vllm_promptcache.repair import Repair
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
+from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.repairs.repaired import repaired
 
 Span = tuple[int, int]
 

@@ -25,10 +25,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.configure import SCHEDULERS
 from vllm_promptcache.engine.module_store import ModuleStore
-from vllm_promptcache.plan.plan import Plan
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

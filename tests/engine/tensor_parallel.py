@@ -10,10 +10,10 @@ from tests.cases import CASES
 from tests.engine.language import layout_of, plan_named
 from tests.engine.plans import scattered, travel
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.frontend.link import run_sync
+from vllm_promptcache.frontend.selection import TokenSelection
 from vllm_promptcache.offline import OfflineEngineLink
-from vllm_promptcache.plan.plan import Plan
-from vllm_promptcache.registry.link import run_sync
-from vllm_promptcache.registry.selection import TokenSelection
 
 NAMES = ("parameter-full", "scaffold-whole", "blocks-65", "text-fills-gap")
 NUM_TOKENS = 16

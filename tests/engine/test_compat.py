@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.byte_tokenizer import byte_tokenizer
-from vllm_promptcache import compat, compat_server
+from vllm_promptcache import compat
+from vllm_promptcache.compat import server as compat_server
 
 KEY = "prompt_cache"
 COMPOSED = {KEY: {"units": [], "items": []}}

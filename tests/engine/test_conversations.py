@@ -11,7 +11,7 @@ from tests.engine.oracle import Oracle
 from tests.engine.plans import cached, new, plan, random_tokens, unit
 from tests.engine.support import Engine, SharedEngine, close_all, composed, greedy, tokens_of
 from vllm_promptcache.blocks.wire import prompt_token_ids
-from vllm_promptcache.plan.plan import NewSegment, Plan
+from vllm_promptcache.contract.plan import NewSegment, Plan
 
 BLOCK = 32
 

@@ -13,8 +13,8 @@ from tests.engine.oracle import Oracle
 from tests.engine.plans import cached, new, plan, random_tokens, simple, travel, unit
 from tests.engine.support import Engine, composed, greedy, largest_error, tokens_of
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids, units_to_wire
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.engine.variant import Variant
-from vllm_promptcache.plan.plan import Plan
 
 
 def residencies(engine: Engine, of: Plan) -> list[str]:

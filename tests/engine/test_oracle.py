@@ -17,8 +17,8 @@ from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
 from tests.engine.support import greedy, largest_error, serving, tokens_of
-from vllm_promptcache.plan.plan import Plan
-from vllm_promptcache.plan.repaired import without_reuse
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.repairs.repaired import without_reuse
 
 MAX_ERROR = 1e-3
 NUM_TOKENS = 32

@@ -11,8 +11,8 @@ from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, random_tokens, simple, unit
 from tests.engine.support import Engine, SharedEngine, close_all, greedy, serving, tokens_of
 from vllm_promptcache.blocks.wire import units_to_wire
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.engine.module_store import Residency
-from vllm_promptcache.plan.plan import Plan
 
 NUM_BLOCKS = 41  # one is vLLM's null block
 MAX_MODEL_LEN = 1024  # 32 blocks

@@ -16,11 +16,11 @@ from tests.engine.plans import new, plan, travel, unit
 from tests.engine.support import Engine, composed, greedy, largest_error, serving, tokens_of
 from tests.repairs import repair as repaired_by_definition
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
+from vllm_promptcache.contract.repair import FULL, Repair
 from vllm_promptcache.engine.variant import is_head
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
-from vllm_promptcache.plan.repaired import repaired
-from vllm_promptcache.repair import FULL, Repair
+from vllm_promptcache.repairs.repaired import repaired
 
 MAX_ERROR = 1e-3
 NUM_TOKENS = 4

@@ -15,7 +15,7 @@ from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, random_tokens, simple, travel, unit
 from tests.engine.support import Engine, SharedEngine, close_all, greedy, largest_error, serving, tokens_of
 from vllm_promptcache.blocks.wire import prompt_token_ids
-from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.contract.unit import Unit
 
 PLAIN = [random_tokens(20 + 37 * i % 400, f"plain {i}").tolist() for i in range(50)]
 

@@ -23,18 +23,18 @@ from tests.reference import load_reference_model
 from tests.repairs import repair as repaired_by_definition
 from tests.selection import deviations, most_deviant
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.engine.comparison import APART
 from vllm_promptcache.engine.variant import is_copy, is_head
+from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.link import run_sync
+from vllm_promptcache.frontend.selection import TokenSelection
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.offline import OfflineEngineLink
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plan import Plan
-from vllm_promptcache.plan.repaired import repaired
-from vllm_promptcache.plan.unit import Unit
-from vllm_promptcache.registry.errors import RefusedError
-from vllm_promptcache.registry.link import run_sync
-from vllm_promptcache.registry.selection import TokenSelection
-from vllm_promptcache.repair import Repair
+from vllm_promptcache.repairs.repaired import repaired
 
 MAX_ERROR = 1e-3
 NUM_TOKENS = 4

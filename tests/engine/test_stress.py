@@ -12,8 +12,8 @@ from vllm import SamplingParams
 from tests.engine.plans import new, plan, random_tokens, unit
 from tests.engine.support import Engine, greedy, serving, tokens_of
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids, units_to_wire
-from vllm_promptcache.plan.plan import Plan
-from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.contract.unit import Unit
 
 NUM_OPERATIONS = 2000
 MAX_UNFINISHED = 24

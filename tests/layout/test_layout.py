@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.byte_tokenizer import CHATML, HEADERS, INST, byte_tokenizer
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import Tokenizer
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.parser import parse_document
 

@@ -56,11 +56,11 @@ def explain_all(folder: Path, model: Path) -> list[dict[str, Any]]:
     """The prompts without a repair, as `explain` prints them."""
     from transformers import AutoTokenizer
 
+    from vllm_promptcache.contract.explain import plan_to_json
     from vllm_promptcache.errors import IssueList
     from vllm_promptcache.layout.build import build_layout
     from vllm_promptcache.layout.encoder import TextEncoder
     from vllm_promptcache.plan.build import build_resolved
-    from vllm_promptcache.plan.explain import plan_to_json
     from vllm_promptcache.plan.resolve import resolve_prompt
     from vllm_promptcache.pml.parser import parse_document
 

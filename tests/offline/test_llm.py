@@ -20,9 +20,9 @@ from tests.reference import greedy, load_reference_model
 from tests.repairs import repair as repaired_by_definition
 from tests.selection import select as selected_by_definition
 from vllm_promptcache import LLM
+from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.registry.errors import RefusedError
-from vllm_promptcache.repair import Repair
+from vllm_promptcache.frontend.errors import RefusedError
 
 pytestmark = pytest.mark.engine
 

@@ -97,13 +97,13 @@ def functions_saying(pattern: str) -> list[tuple[str, str]]:
     A comment above a function belongs to the function.
     """
     found: list[tuple[str, str]] = []
-    for path in sorted(PACKAGE.glob("compat*.py")):
+    for path in sorted(PACKAGE.glob("compat/*.py")):
         text = path.read_text(encoding="utf-8")
         functions = sorted(functions_of(path).items(), key=lambda item: item[1].lineno)
         for match in re.finditer(pattern, text):
             line = text.count("\n", 0, match.start()) + 1
             name = next((n for n, node in functions if (node.end_lineno or 0) >= line), "")
-            found.append((f"{path.stem}.{name}", match[1]))
+            found.append((f"compat.{path.stem}.{name}", match[1]))
     return found
 
 

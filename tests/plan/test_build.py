@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.byte_tokenizer import CHATML, INST, byte_tokenizer, plan_lines, plan_text
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.errors import IssueList, PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import Tokenizer
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.nodes import PromptNode
 from vllm_promptcache.pml.parser import parse_document

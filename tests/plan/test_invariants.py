@@ -15,13 +15,13 @@ from transformers import AutoTokenizer
 
 from tests.byte_tokenizer import byte_tokenizer
 from tests.cases import CASES, ENCODE_MODES, Case
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plain import plain_tokens
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plain import plain_tokens
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.pml.nodes import (
     IncludeNode,
     ModuleNode,

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tests.plan.test_invariants import documents, plan_of
 from tests.repairs import repair as repaired_by_definition
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.plain import plain_tokens
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
-from vllm_promptcache.plan.repaired import repaired, without_reuse
-from vllm_promptcache.plan.select import companies, most_deviant, num_selected
-from vllm_promptcache.plan.unit import Unit, token_after_kept
-from vllm_promptcache.repair import NONE, Repair
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plain import plain_tokens
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
+from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.unit import Unit, token_after_kept
+from vllm_promptcache.repairs.repaired import repaired, without_reuse
+from vllm_promptcache.repairs.select import companies, most_deviant, num_selected
 
 REPAIRS = ["none", "full", "tail", "link:1", "link:3", "link:40", "link:2+tail", "link:40+tail"]
 

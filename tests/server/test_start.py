@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from tests.server.support import ENVIRONMENT, Server, serving, start, stop, tail
-from vllm_promptcache import compat_server
 from vllm_promptcache.compat import UnsupportedError
+from vllm_promptcache.compat import server as compat_server
 from vllm_promptcache.server.install import refuse_unsupported
 
 SMALL = f"<schema name='small'>{'A few words. ' * 40}</schema>"

@@ -10,10 +10,10 @@ from vllm_promptcache.advise.case import Case
 from vllm_promptcache.advise.comparison import Comparison, Difference, Engine
 from vllm_promptcache.advise.remedies import TAIL, Remedy, SchemaChanges, repairs_for
 from vllm_promptcache.blocks.geometry import lay_out_unit
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.repaired import repaired
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.nodes import SchemaNode
+from vllm_promptcache.repairs.repaired import repaired
 
 
 class Advisor:

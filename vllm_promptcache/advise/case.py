@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.nodes import PromptNode
 
 # What the composer calls the text that follows a prompt's PML.

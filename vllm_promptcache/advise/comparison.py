@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.advise.case import Case
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.frontend.composer import ComposedPrompt
+from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.plan import Plan
-from vllm_promptcache.plan.repaired import without_reuse
-from vllm_promptcache.registry.composer import ComposedPrompt
-from vllm_promptcache.registry.entry import SchemaEntry
+from vllm_promptcache.repairs.repaired import without_reuse
 
 Logprobs = NDArray[np.float32]
 

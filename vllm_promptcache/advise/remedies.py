@@ -9,12 +9,12 @@ from itertools import combinations
 
 from vllm_promptcache.advise.case import Case
 from vllm_promptcache.advise.changes import checked, encoded, with_scaffold, without_cache
+from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.repaired import repaired
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.nodes import SchemaNode
-from vllm_promptcache.repair import NONE, Repair
+from vllm_promptcache.repairs.repaired import repaired
 
 TAIL = Repair(tail=True)
 # Tried on every question; one that makes the same plans as another before it is left out.

@@ -20,7 +20,7 @@ import numpy as np
 
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
-from vllm_promptcache.plan.unit import token_after_kept
+from vllm_promptcache.contract.unit import token_after_kept
 
 # Stands for the copy of a unit where the end of a head is asked for.
 COPY = -1

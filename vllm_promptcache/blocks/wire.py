@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan, Segment
-from vllm_promptcache.plan.unit import Unit, digest_of
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
+from vllm_promptcache.contract.unit import Unit, digest_of
 
 EXTRA_ARG = "prompt_cache"
 

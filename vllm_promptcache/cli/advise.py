@@ -17,9 +17,9 @@ from vllm_promptcache.advise.questions import Question, read_questions
 from vllm_promptcache.advise.report import write_report
 from vllm_promptcache.cli.failure import Failure
 from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.frontend.documents import load_schema_files
+from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.pml.nodes import SchemaNode
-from vllm_promptcache.registry.documents import load_schema_files
-from vllm_promptcache.registry.errors import RefusedError
 
 if TYPE_CHECKING:
     from vllm_promptcache.offline import LLM

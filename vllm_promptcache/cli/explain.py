@@ -10,13 +10,13 @@ from pathlib import Path
 from vllm_promptcache.cli.failure import Failure
 from vllm_promptcache.cli.model_files import add_model_arguments, load_model_files
 from vllm_promptcache.cli.picture import draw_plan
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.repair import NONE, Repair
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.schema import find_layout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.plan.repaired import repaired
 from vllm_promptcache.pml.parser import load_schema_file
-from vllm_promptcache.repair import NONE, Repair
+from vllm_promptcache.repairs.repaired import repaired
 
 HELP = "show what a prompt reuses and what it computes"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vllm_promptcache.contract.plan import CachedSegment, Plan, Segment
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.plan import CachedSegment, Plan, Segment
 
 MAP_COLUMNS = 64
 _NAME_COLUMNS = 32

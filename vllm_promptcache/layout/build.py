@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+from vllm_promptcache.contract.plan import NewSegment
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import IssueList, PMLError
 from vllm_promptcache.layout.draft import ModuleDraft, ParameterDraft, UnionDraft, draft_schema
 from vllm_promptcache.layout.encoder import TextEncoder, Tokenizer
@@ -14,8 +16,6 @@ from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, 
 from vllm_promptcache.layout.scaffolds import make_scaffolds
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.layout.units import make_pieces, make_unit, new_piece
-from vllm_promptcache.plan.plan import NewSegment
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.nodes import SchemaNode
 

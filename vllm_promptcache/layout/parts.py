@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vllm_promptcache.plan.plan import CachedSegment, Segment
-from vllm_promptcache.plan.unit import Unit
+from vllm_promptcache.contract.plan import CachedSegment, Segment
+from vllm_promptcache.contract.unit import Unit
 
 
 class Piece(NamedTuple):

@@ -9,12 +9,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_promptcache.contract.plan import CachedSegment
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import IssueList
 from vllm_promptcache.layout.draft import ModuleDraft
 from vllm_promptcache.layout.parts import ScaffoldLayout, ScaffoldPiece
 from vllm_promptcache.layout.units import make_unit, piece_ranges
-from vllm_promptcache.plan.plan import CachedSegment
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.names import flatten_roles
 from vllm_promptcache.pml.nodes import ScaffoldNode, SchemaNode
 

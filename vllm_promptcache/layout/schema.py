@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import UNKNOWN_SCHEMA, PMLError, unknown
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import ModuleLayout, ScaffoldLayout
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.nodes import PromptNode
 
 

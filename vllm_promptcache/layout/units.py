@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.layout.draft import Run
 from vllm_promptcache.layout.parts import Piece
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment
-from vllm_promptcache.plan.unit import Unit
 
 
 def make_unit(id: str, runs: Sequence[Run], context: Sequence[Unit]) -> Unit | None:

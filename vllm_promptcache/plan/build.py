@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
 from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.layout.units import new_piece
-from vllm_promptcache.plan.plan import CachedSegment, NewSegment, Plan, Segment
 from vllm_promptcache.plan.resolve import Included, NewText, Resolution, resolve_prompt
 from vllm_promptcache.plan.track import Track
-from vllm_promptcache.plan.unit import Unit
 from vllm_promptcache.pml.nodes import MessageNode, PromptNode, TextNode
 
 # Token IDs and what `NewSegment.source` says of them.

@@ -6,8 +6,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from operator import attrgetter
 
+from vllm_promptcache.contract.plan import Segment
 from vllm_promptcache.layout.parts import Piece
-from vllm_promptcache.plan.plan import Segment
 
 _start = attrgetter("start")
 

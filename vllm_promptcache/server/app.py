@@ -12,14 +12,14 @@ from vllm.entrypoints.openai.completion import api_router as completion_api
 from vllm.entrypoints.openai.completion import serving as completion_serving
 from vllm.renderers.chat_utils import load_chat_template
 
+from vllm_promptcache.frontend.service import open_service
+from vllm_promptcache.frontend.tokenizer import open_encoder
 from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.server import refusing
 from vllm_promptcache.server.chat import PromptCacheServingChat
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
 from vllm_promptcache.server.link import AsyncEngineLink
 from vllm_promptcache.server.routes import STATE, attach_routes
-from vllm_promptcache.server.service import open_service
-from vllm_promptcache.server.tokenizer import open_encoder
 
 COMPLETIONS = "/v1/completions"
 

@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_promptcache.errors import TOO_LARGE
-from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.server.errors import wrong_body
 
 # JSON may write a character in up to six times the bytes it has in UTF-8: as \u00xx.

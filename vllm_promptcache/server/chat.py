@@ -10,11 +10,12 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from vllm_promptcache.registry.composer import ComposedPrompt
-from vllm_promptcache.server.admission import INPUT_KEY, engine_input
-from vllm_promptcache.server.conversation import read_turns
+from vllm_promptcache.frontend.admission import INPUT_KEY, engine_input
+from vllm_promptcache.frontend.composer import ComposedPrompt
+from vllm_promptcache.frontend.conversation import read_turns
+from vllm_promptcache.frontend.reports import Reports
+from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.errors import REFUSALS, error_response
-from vllm_promptcache.server.reports import Reports
 from vllm_promptcache.server.requests import (
     is_composed,
     nothing_to_explain,
@@ -22,7 +23,6 @@ from vllm_promptcache.server.requests import (
     pml_of,
     refuse_combinations,
 )
-from vllm_promptcache.server.service import PromptCacheService
 
 
 class PromptCacheServingChat(OpenAIServingChat):

@@ -11,10 +11,11 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.outputs import RequestOutput
 
-from vllm_promptcache.registry.composer import ComposedPrompt
-from vllm_promptcache.server.admission import engine_input
+from vllm_promptcache.frontend.admission import engine_input
+from vllm_promptcache.frontend.composer import ComposedPrompt
+from vllm_promptcache.frontend.reports import Reports
+from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.errors import REFUSALS, error_response
-from vllm_promptcache.server.reports import Reports
 from vllm_promptcache.server.requests import (
     completion_prompts,
     is_composed,
@@ -23,7 +24,6 @@ from vllm_promptcache.server.requests import (
     pml_of,
     refuse_combinations,
 )
-from vllm_promptcache.server.service import PromptCacheService
 
 
 class PromptCacheCompletionRequest(CompletionRequest):

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.frontend.errors import RefusedError
 
 REFUSALS = (PMLError, RefusedError)
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from vllm_promptcache import compat_server
 from vllm_promptcache.blocks.wire import EXTRA_ARG
 from vllm_promptcache.compat import UnsupportedError
+from vllm_promptcache.compat import server as compat_server
 from vllm_promptcache.config import PromptCacheConfig
-from vllm_promptcache.registry.documents import load_schema_files
+from vllm_promptcache.frontend.documents import load_schema_files
 
 
 def install(vllm_config: Any) -> None:
@@ -24,7 +24,7 @@ def install(vllm_config: Any) -> None:
     refuse_unsupported(vllm_config, serves=serves)
     config = PromptCacheConfig.from_vllm_config(vllm_config)
     schemas = load_schema_files(config.schemas, config)
-    from vllm_promptcache.server.admission import admit, admit_from_api
+    from vllm_promptcache.frontend.admission import admit, admit_from_api
 
     compat_server.admit_composed_inputs(admit_from_api if serves else admit)
     compat_server.keep_reports_until_finished(EXTRA_ARG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 
-from vllm_promptcache.registry.errors import RefusedError
+from vllm_promptcache.frontend.errors import RefusedError
 
 PATHS = frozenset(
     {

@@ -7,8 +7,8 @@ from typing import Any
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from vllm_promptcache.blocks.wire import EXTRA_ARG
-from vllm_promptcache.registry.errors import RefusedError
-from vllm_promptcache.registry.options import PromptOptions
+from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.options import PromptOptions
 
 
 def pml_of(request: Any) -> object | None:

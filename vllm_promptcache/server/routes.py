@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.errors import PMLError, unknown
-from vllm_promptcache.plan.explain import plan_to_json
-from vllm_promptcache.registry.describe import details, summary
-from vllm_promptcache.registry.entry import SchemaEntry
-from vllm_promptcache.registry.errors import FORBIDDEN, NOT_FOUND, RefusedError
-from vllm_promptcache.registry.loading import select_ahead
+from vllm_promptcache.frontend.describe import details, summary
+from vllm_promptcache.frontend.entry import SchemaEntry
+from vllm_promptcache.frontend.errors import FORBIDDEN, NOT_FOUND, RefusedError
+from vllm_promptcache.frontend.loading import select_ahead
+from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.bodies import ModulesBody, SchemaBody, is_json, read_body, read_json
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
 from vllm_promptcache.server.errors import json_error, wrong_body
-from vllm_promptcache.server.service import PromptCacheService
 
 STATE = "prompt_cache"
 

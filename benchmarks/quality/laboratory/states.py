@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.quality.prompts import PromptMaker
 from benchmarks.quality.questions import Passage, Question
-from vllm_promptcache.plan.plan import CachedSegment, Plan
+from vllm_promptcache.contract.plan import CachedSegment, Plan
 
 SCHEMA = -1
 Bools = NDArray[np.bool_]

@@ -1,0 +1,120 @@
+"""The scheduler's own store and control behind a link, without a model: encoding is done at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+with warnings.catch_warnings():
+    # What PyTorch says of itself while it is imported is no error of the tests that take warnings as such.
+    warnings.simplefilter("ignore")
+    from vllm.v1.core.block_pool import BlockPool
+
+from tests.byte_tokenizer import CHATML, byte_tokenizer
+from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.engine.module_control import ModuleControl
+from vllm_promptcache.engine.module_store import ModuleStore, Residency
+from vllm_promptcache.engine.unit_catalog import UnitCatalog
+from vllm_promptcache.engine.variant import Variant
+from vllm_promptcache.frontend.capacity import Capacity
+from vllm_promptcache.frontend.composer import Composer
+from vllm_promptcache.frontend.documents import LayoutBuilder
+from vllm_promptcache.frontend.link import run_sync
+from vllm_promptcache.frontend.registry import SchemaRegistry
+from vllm_promptcache.layout.encoder import TextEncoder
+
+T = TypeVar("T")
+
+BLOCK_SIZE = 16
+MAX_MODEL_LEN = 1024
+
+
+class StoreLink:
+    """A link to a block pool of `num_blocks`, of which `pin_limit` may be pinned."""
+
+    def __init__(self, num_blocks: int = 200, pin_limit: int = 20, link_tokens: int = 0) -> None:
+        self.pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=BLOCK_SIZE)
+        self.store = ModuleStore(self.pool, BLOCK_SIZE, pin_limit)
+        self.catalog = UnitCatalog()
+        self.control = ModuleControl(
+            self.store, self.catalog, Variant(), self._encode, lambda: None, link_tokens
+        )
+        self.calls: list[str] = []
+
+    async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append(operation)
+        return self.control.call(operation, payload, self._compare)
+
+    async def pause(self) -> None:
+        """Nothing is ever left to encode."""
+
+    async def run(self, function: Callable[[], T]) -> T:
+        return function()
+
+    def _compare(self, method: str, args: tuple[UnitKey, UnitKey]) -> list[Any]:
+        """What one worker says of a comparison: later tokens deviate more, in keys as in values."""
+        num_tokens = self.store.units[args[0]].geometry.num_rows
+        return [[([float(i) for i in range(num_tokens)], 1.0)] * 2]
+
+    def _encode(self, keys: Iterable[UnitKey]) -> None:
+        for key in keys:
+            unit = self.store.units[key]
+            self._encode(unit.text.context)
+            if unit.residency is Residency.ABSENT:
+                self.store.begin_encoding(key)
+                self.store.allocate(key)
+                self.store.finish_encoding(key)
+                self.store.release((key,))
+
+
+class FrontEnd:
+    """A registry and a composer over a `StoreLink`, called as a script calls them."""
+
+    def __init__(self, link: StoreLink | None = None, **settings: Any) -> None:
+        self.link = link or StoreLink()
+        self.config = PromptCacheConfig(**settings)
+        encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
+        builder = LayoutBuilder(encoder, MAX_MODEL_LEN, self.config)
+        self.registry = SchemaRegistry(self.link, builder, self.config.max_schemas)
+        self.composer = Composer(
+            self.registry,
+            Capacity.from_stats(run_sync(self.registry.stats())),
+            allow_request_schemas=self.config.allow_request_schemas,
+            repair=self.config.repair,
+        )
+
+    def register(self, *documents: str, pin: bool = False) -> list[bool]:
+        """Registers documents one by one; whether each was new."""
+        return [run_sync(self.registry.register(d, pin=pin)).is_new for d in documents]
+
+    def residencies(self, name: str) -> list[str]:
+        """Residency of a schema's units."""
+        status = run_sync(self.registry.status(self.registry[name]))
+        return [str(unit["residency"]) for unit in status.values()]
+
+
+def schema(name: str, **modules: str) -> str:
+    """A schema whose own text is its name, with modules."""
+    inner = "".join(f'<module name="{module}">{text}</module>' for module, text in modules.items())
+    return f'<schema name="{name}">{name}{inner}</schema>'
+
+
+@contextmanager
+def nothing_changes(front_end: FrontEnd) -> Iterator[None]:
+    """Checks that neither the registry nor the engine is left with anything else than before."""
+    before = _state(front_end)
+    yield
+    assert _state(front_end) == before
+
+
+def _state(front_end: FrontEnd) -> Any:
+    link, registry = front_end.link, front_end.registry
+    return (
+        {name: (entry, set(entry.pinned), entry.is_defined) for name, entry in registry.entries.items()},
+        dict(registry.layouts),
+        dict(link.catalog._holders),
+        {key: unit.pinned for key, unit in link.store.units.items() if unit.pinned},
+    )

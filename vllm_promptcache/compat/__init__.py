@@ -1,0 +1,57 @@
+"""Everything that knows a vLLM version: one function a shim, each checked before it is put in place.
+
+Every shim says what it targets, why, and what would make it unnecessary; ``patches/`` holds the diffs
+that would. Thin subclasses elsewhere rest on vLLM's classes, this package on its private details.
+``server`` is about the API server and is imported there only.
+"""
+
+from __future__ import annotations
+
+from vllm_promptcache.compat.arguments import select_v1_model_runner, wrap_engine_args
+from vllm_promptcache.compat.scheduler import (
+    attach_message,
+    check_kv_cache,
+    hash_blocks_later,
+    install_engine_utility,
+    kv_cache_manager_class,
+    message_of,
+    physical_slots,
+    queue_before,
+    reorder_prompt,
+)
+from vllm_promptcache.compat.shims import carries, expect, wrap_once
+from vllm_promptcache.compat.version import SUPPORTED, UnsupportedError, check_version
+from vllm_promptcache.compat.worker import (
+    attention_metadata_seen_through,
+    cache_updates_observed,
+    check_layers,
+    model_runner_class,
+    no_full_graphs,
+    room_for_rows,
+)
+
+__all__ = [
+    "UnsupportedError",
+    "check_version",
+    "SUPPORTED",
+    "expect",
+    "wrap_once",
+    "carries",
+    "wrap_engine_args",
+    "select_v1_model_runner",
+    "kv_cache_manager_class",
+    "check_kv_cache",
+    "install_engine_utility",
+    "reorder_prompt",
+    "hash_blocks_later",
+    "queue_before",
+    "physical_slots",
+    "attach_message",
+    "message_of",
+    "model_runner_class",
+    "check_layers",
+    "no_full_graphs",
+    "room_for_rows",
+    "attention_metadata_seen_through",
+    "cache_updates_observed",
+]

@@ -1,0 +1,67 @@
+"""Engine arguments: the plugin's flags, and what is settled before a ``VllmConfig`` is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_promptcache.compat.shims import wrap_once
+
+# Target: EngineArgs.add_cli_args, from_cli_args, create_engine_config. Why: vLLM has no hook for a
+# plugin's own flags, and from_cli_args copies only the dataclass's fields. Unnecessary once general
+# plugins can add arguments (patches/: engine-args).
+
+
+def wrap_engine_args(
+    add_arguments: Callable[[Any], None],
+    read_arguments: Callable[[Any], dict[str, Any] | None],
+    prepare: Callable[[Any], None],
+    configure: Callable[[Any], None],
+) -> None:
+    """Let the plugin add flags, turn them into ``additional_config``, and adjust the ``VllmConfig``.
+
+    ``prepare`` sees the engine arguments before a ``VllmConfig`` is made of them, ``configure`` that.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    def make_add(original: Any) -> Any:
+        def add_cli_args(parser: Any) -> Any:
+            parser = original(parser)
+            add_arguments(parser)
+            return parser
+
+        return add_cli_args
+
+    def make_from(original: Any) -> Any:
+        def from_cli_args(cls: Any, args: Any) -> Any:
+            engine_args = original(cls, args)
+            added = read_arguments(args)
+            if added is not None:
+                engine_args.additional_config = {**(engine_args.additional_config or {}), **added}
+            return engine_args
+
+        return from_cli_args
+
+    def make_create(original: Any) -> Any:
+        def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            prepare(self)
+            vllm_config = original(self, *args, **kwargs)
+            configure(vllm_config)
+            return vllm_config
+
+        return create_engine_config
+
+    wrap_once(EngineArgs, "add_cli_args", make_add, "parser")
+    wrap_once(EngineArgs, "from_cli_args", make_from, "cls", "args")
+    wrap_once(EngineArgs, "create_engine_config", make_create, "self", "usage_context", "headless")
+
+
+def select_v1_model_runner() -> None:
+    """Make vLLM use the V1 model runner, in this process and those it starts.
+
+    Target: VLLM_USE_V2_MODEL_RUNNER. Why: the V2 runner has no seam for positions apart from slots. To be
+    called before a ``VllmConfig`` is made, which settles other things by the runner.
+    """
+    import os
+
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"

@@ -1,0 +1,119 @@
+"""The scheduler's process: classes that vLLM constructs without a hook, and requests' private parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.compat.shims import carries, expect, wrap_once
+from vllm_promptcache.compat.version import UnsupportedError
+
+_MESSAGE = "prompt_cache_message"
+
+
+@contextlib.contextmanager
+def kv_cache_manager_class(manager: type) -> Iterator[None]:
+    """Have ``Scheduler.__init__`` construct ``manager``.
+
+    Target: the name KVCacheManager in vllm.v1.core.sched.scheduler. Why: the class is constructed
+    there without a hook. Unnecessary once the class can be named (patches/: kv-cache-manager-class).
+    """
+    from vllm.v1.core.sched import scheduler as module
+
+    original = module.KVCacheManager
+    expect(original.allocate_slots, "num_new_tokens", "delay_cache_blocks", "reserved_blocks")
+    module.KVCacheManager = manager  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        module.KVCacheManager = original  # type: ignore[misc]
+
+
+def check_kv_cache(manager: Any) -> None:
+    """Refuse KV caches in which a module's states do not lie in one group of full-attention blocks."""
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+
+    managers = manager.coordinator.single_type_managers
+    if len(managers) != 1 or type(managers[0]) is not FullAttentionManager:
+        kinds = ", ".join(type(m).__name__ for m in managers)
+        raise UnsupportedError(f"the prompt cache needs one full-attention KV cache group, not {kinds}")
+
+
+def install_engine_utility() -> None:
+    """Let front ends call ``scheduler.prompt_cache`` as an engine utility; it is handed a way to workers.
+
+    Target: EngineCore.prompt_cache (new). Why: utilities are methods of EngineCore, which constructs
+    the scheduler. Unnecessary once utilities reach the scheduler (patches/: scheduler-utility).
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    def prompt_cache(self: Any, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        return dict(self.scheduler.prompt_cache(operation, payload, self.collective_rpc))
+
+    EngineCore.prompt_cache = prompt_cache  # type: ignore[attr-defined]
+
+
+def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> None:
+    """Put a request's prompt in the order of its block table, its blocks hashed by ``block_hasher``."""
+    if token_ids is not request.prompt_token_ids:
+        request.prompt_token_ids = token_ids
+        request._all_token_ids[: request.num_prompt_tokens] = token_ids
+    request.block_hashes = []
+    request._block_hasher = block_hasher
+    request.update_block_hashes()
+
+
+def hash_blocks_later(key: str) -> None:
+    """Construct requests with ``extra_args[key]`` without block hashes, until `reorder_prompt` makes them.
+
+    Target: Request.from_engine_core_request. Why: it hashes a prompt's blocks at once, which hold something
+    else here. Requests that are refused instead of reordered never have blocks. Unnecessary once a scheduler
+    chooses the hasher (patches/: block-hasher).
+    """
+    from vllm.v1.request import Request
+
+    def make(original: Any) -> Any:
+        def from_engine_core_request(cls: Any, request: Any, block_hasher: Any) -> Any:
+            is_composed = carries(request.sampling_params, key)
+            return original(cls, request, None if is_composed else block_hasher)
+
+        return from_engine_core_request
+
+    wrap_once(Request, "from_engine_core_request", make, "cls", "request", "block_hasher")
+
+
+def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:
+    """Put requests into a scheduler's queue just before one that waits in it.
+
+    A priority queue puts them there by itself: they have its priority and time of arrival.
+    """
+    if isinstance(queue, deque):
+        index = queue.index(request)
+        for added in reversed(earlier):
+            queue.insert(index, added)
+    else:
+        for added in earlier:
+            queue.add_request(added)
+
+
+def physical_slots(offsets: NDArray[np.int64], blocks: Sequence[Any], block_size: int) -> NDArray[np.int64]:
+    """Offsets in a sequence of blocks, in slots, as slots of the KV cache; -1 stays -1."""
+    if not blocks:
+        return offsets
+    ids = np.array([block.block_id for block in blocks], np.int64)
+    return np.where(offsets < 0, -1, ids[offsets // block_size] * block_size + offsets % block_size)
+
+
+def attach_message(scheduler_output: Any, message: Any) -> None:
+    """Send a message to the workers along with a step (patches/: scheduler-output-extra)."""
+    setattr(scheduler_output, _MESSAGE, message)
+
+
+def message_of(scheduler_output: Any) -> Any:
+    """The message sent with a step, or None."""
+    return getattr(scheduler_output, _MESSAGE, None)

@@ -1,0 +1,112 @@
+"""A plan: what one prompt reuses and what it computes, in position order.
+
+The plan is the contract between the language and the engine (PML page, "Explaining a prompt"): from
+a plan alone anyone can compute a prompt's exact logits with an explicit attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.contract.unit import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSegment:
+    """The half-open range ``[start, end)`` of a unit's tokens, all of them kept, reused as encoded."""
+
+    unit: Unit
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the segment reuses."""
+        return self.end - self.start
+
+    def renew(self, end: int, repair: str) -> NewSegment:
+        """The tokens from the start up to ``end``, new: ``repair`` names why."""
+        first_position = int(self.unit.position_ids[self.start])
+        source = f"{repair}:{self.unit.id}"
+        return NewSegment(self.unit.token_list[self.start : end], first_position, source, is_repair=True)
+
+
+@dataclass(frozen=True, slots=True)
+class NewSegment:
+    """Tokens that are computed for this request, at consecutive positions from ``first_position`` on.
+
+    ``token_ids`` are not to be changed. ``source`` says where the text comes from, as ``prompt:LINE``.
+    ``is_repair`` is true for tokens that a unit holds and that a repair has computed anew.
+    """
+
+    token_ids: Sequence[int]
+    first_position: int
+    source: str
+    is_repair: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the segment computes."""
+        return len(self.token_ids)
+
+    @property
+    def position_ids(self) -> NDArray[np.int64]:
+        """The tokens' positions, of shape ``(tokens,)``."""
+        return np.arange(self.first_position, self.first_position + len(self.token_ids), dtype=np.int64)
+
+
+Segment = CachedSegment | NewSegment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A composed prompt: segments in position order over the units they reuse.
+
+    The last token of a plan, by position, is always new: a prompt with nothing new recomputes it.
+    ``units`` holds every unit that a segment names and, before them, the units of their contexts, so
+    that encoding them in this order always finds a unit's context encoded.
+    """
+
+    schema: str
+    digest: str
+    units: tuple[Unit, ...]
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def num_cached_tokens(self) -> int:
+        """Tokens reused: the kept tokens of the included units."""
+        return sum(s.num_tokens for s in self.segments if isinstance(s, CachedSegment))
+
+    @cached_property
+    def num_new_tokens(self) -> int:
+        """Tokens computed for this request; at least one."""
+        return sum(s.num_tokens for s in self.segments if isinstance(s, NewSegment))
+
+    @cached_property
+    def repaired_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Half-open ranges of repaired tokens, counted among the new ones in position order."""
+        ranges: list[tuple[int, int]] = []
+        end = 0
+        for segment in self.segments:
+            if isinstance(segment, NewSegment):
+                start, end = end, end + segment.num_tokens
+                if segment.is_repair:
+                    ranges.append((start, end))
+        return tuple(ranges)
+
+    @property
+    def num_repaired_tokens(self) -> int:
+        """New tokens that units hold, and that a repair has computed anew."""
+        return sum(end - start for start, end in self.repaired_ranges)
+
+    @cached_property
+    def next_position(self) -> int:
+        """The position of the first generated token: one after the last new token's."""
+        last = self.segments[-1]
+        assert isinstance(last, NewSegment), "a plan ends in new tokens"
+        return last.first_position + last.num_tokens

@@ -1,0 +1,202 @@
+"""The composer: from a request's PML to what the engine is asked to run."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
+from vllm_promptcache.contract.plan import CachedSegment, Plan
+from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.errors import ChatTemplateError, IssueList
+from vllm_promptcache.frontend.capacity import Capacity
+from vllm_promptcache.frontend.documents import DocumentMemory, LayoutBuilder, RequestDocument
+from vllm_promptcache.frontend.entry import SchemaEntry
+from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.options import PromptOptions
+from vllm_promptcache.frontend.registry import SchemaRegistry
+from vllm_promptcache.layout.schema import SchemaLayout, find_layout
+from vllm_promptcache.plan.build import Tail, build_resolved
+from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
+from vllm_promptcache.pml.nodes import MessageNode, PromptNode
+from vllm_promptcache.repairs.repaired import repaired
+
+# Documents up to so many characters are parsed at once: a thread would take longer.
+SMALL_DOCUMENT = 32 * 1024
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Chat turns that follow a prompt's PML.
+
+    ``messages`` are what the chat template takes; ``template_options`` its other variables.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    add_generation_prompt: bool = True
+    tools: Sequence[Any] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedPrompt:
+    """A prompt as the engine is asked to run it.
+
+    At most ``max_new_tokens`` can be generated: positions or blocks run out. The first
+    ``num_history_tokens`` of the new tokens are earlier turns of a conversation.
+    """
+
+    plan: Plan
+    entry: SchemaEntry
+    max_new_tokens: int
+    num_history_tokens: int = 0
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """All tokens in position order; not to be changed."""
+        return prompt_token_ids(self.plan)
+
+    def to_wire(self) -> dict[str, Any]:
+        """What travels to the engine. To be asked for when the request is sent: whether the engine
+        knows the units depends on what it was told before."""
+        return plan_to_wire(
+            self.plan,
+            with_texts=not self.entry.is_defined,
+            num_history_tokens=self.num_history_tokens,
+        )
+
+
+class Composer:
+    """Turns a request's PML, options and what follows them into composed prompts.
+
+    ``repair`` is carried out for requests that name none.
+    Serves the API server and scripts alike. All methods raise PMLError for what is wrong with the
+    document (404 for an unknown schema) and RefusedError for what is not allowed or cannot be done.
+    """
+
+    def __init__(
+        self,
+        registry: SchemaRegistry,
+        capacity: Capacity,
+        *,
+        allow_request_schemas: bool = True,
+        repair: Repair = NONE,
+    ) -> None:
+        self._registry = registry
+        self._builder: LayoutBuilder = registry.builder
+        self._capacity = capacity
+        self._allow_request_schemas = allow_request_schemas
+        self._repair = repair
+        self._memory = DocumentMemory()
+
+    async def compose_texts(
+        self,
+        pml: object,
+        options: PromptOptions,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        tenant: bool = False,
+    ) -> list[ComposedPrompt]:
+        """One prompt for each text (or its token IDs), which follows the PML as new text.
+
+        A ``tenant`` has states of its own: an adapter, or a cache salt.
+        """
+        tails = [self._token_ids(text) for text in texts]
+        entry, prompt = await self._read(pml)
+        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        return [await self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
+
+    async def compose_chat(
+        self, pml: object, options: PromptOptions, turns: Turns, *, tenant: bool = False
+    ) -> ComposedPrompt:
+        """The prompt that ends in the turns of a chat and the template's generation prompt."""
+        entry, prompt = await self._read(pml)
+        if not turns.messages and not _ends_in_user_text(prompt):
+            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
+            raise RefusedError(what, field="messages")
+        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        tail = [(self._continuation(resolution.roles, turns), "messages")]
+        is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
+        return await self._compose(entry, resolution, options, tail, tenant, is_later_turn)
+
+    async def _compose(
+        self,
+        entry: SchemaEntry,
+        resolution: Resolution,
+        options: PromptOptions,
+        tail: Tail,
+        tenant: bool,
+        is_later_turn: bool = False,
+    ) -> ComposedPrompt:
+        repair = self._repair if options.repair is None else options.repair
+        plan = build_resolved(entry.layout, resolution, tail)
+        selected = None
+        if repair.select:
+            units = dict.fromkeys(s.unit for s in plan.segments if isinstance(s, CachedSegment))
+            selected = await self._registry.selection.select(
+                entry.layout, units, repair.select, is_shared=entry.is_defined or not tenant
+            )
+        plan = repaired(plan, repair, selected)
+        room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
+        positions = self._builder.max_model_len - plan.next_position
+        # Full attention is what others are compared with: it finds nothing either.
+        history = plan.num_new_tokens if is_later_turn and not repair.full else 0
+        return ComposedPrompt(plan, entry, min(room, positions), history)
+
+    async def _read(self, pml: object) -> tuple[SchemaEntry, PromptNode]:
+        """The schema and the prompt of a request's document."""
+        if not isinstance(pml, str):
+            raise RefusedError("pml: must be a string with a document", kind="PMLError", field="pml")
+        document = await self._document(pml)
+        prompt, own = document.prompt, document.entries
+        layouts: Mapping[str, SchemaLayout] = self._registry.layouts
+        if own:
+            layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
+        digest = find_layout(prompt, layouts).digest
+        registered = self._registry.entries.get(prompt.schema)
+        # The engine knows a registered schema: its own copy need not travel.
+        if registered is not None and registered.layout.digest == digest:
+            return registered, prompt
+        return own[prompt.schema], prompt
+
+    async def _document(self, pml: str) -> RequestDocument:
+        has_schemas = "<schema" in pml
+        if has_schemas and (found := self._memory.get(pml)) is not None:
+            return found
+        read = partial(self._builder.document_of, pml, allow_schemas=self._allow_request_schemas)
+        if not has_schemas and len(pml) <= SMALL_DOCUMENT:
+            return read()
+        document = await self._registry.link.run(read)
+        if document.entries:
+            self._memory.put(pml, document)
+        return document
+
+    def _token_ids(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            return self._builder.encoder.encode(text)
+        # Scripts may bring arrays, or lists of their numbers.
+        return list(np.asarray(text, np.int64).tolist())
+
+    def _continuation(self, previous_roles: Sequence[str], turns: Turns) -> list[int]:
+        encoder = self._builder.encoder
+        try:
+            text = encoder.template.continuation(
+                turns.messages,
+                add_generation_prompt=turns.add_generation_prompt,
+                tools=turns.tools,
+                previous_roles=previous_roles,
+                **turns.template_options,
+            )
+        except ChatTemplateError as error:
+            raise RefusedError(str(error), field="messages") from error
+        return encoder.encode(text)
+
+
+def _ends_in_user_text(prompt: PromptNode) -> bool:
+    last = prompt.children[-1] if prompt.children else None
+    return isinstance(last, MessageNode) and last.role == "user" and bool(last.texts)

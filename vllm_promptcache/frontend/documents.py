@@ -1,0 +1,166 @@
+"""PML documents on their way in: parsed, laid out, and remembered when they come again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.errors import PMLError, PMLIssue
+from vllm_promptcache.frontend.entry import SchemaEntry
+from vllm_promptcache.frontend.errors import FORBIDDEN, RefusedError
+from vllm_promptcache.layout.build import build_layout
+from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.pml.files import find_schema_files
+from vllm_promptcache.pml.limits import Limits
+from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
+from vllm_promptcache.pml.parser import load_schema_file, parse_document
+
+MAX_REMEMBERED = 64
+MAX_REMEMBERED_CHARACTERS = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class RequestDocument:
+    """A document that came with a request: its prompt, and schemas of its own by name."""
+
+    prompt: PromptNode
+    entries: Mapping[str, SchemaEntry]
+
+
+class LayoutBuilder:
+    """Lays schemas out for one model. ``limits`` holds for every document."""
+
+    def __init__(self, encoder: TextEncoder, max_model_len: int, config: PromptCacheConfig) -> None:
+        self.encoder = encoder
+        self.limits = Limits(max_document_bytes=config.max_document_bytes)
+        self.max_model_len = max_model_len
+        self._min_free_tokens = config.min_free_tokens
+
+    def build(self, schemas: Iterable[SchemaNode], max_placeholders: int | None = None) -> list[SchemaLayout]:
+        """All schemas' layouts, with at most so many placeholders together.
+
+        Raises PMLError with the mistakes of all schemas.
+        """
+        layouts: list[SchemaLayout] = []
+        issues: list[PMLIssue] = []
+        num_placeholders = 0
+        for schema in schemas:
+            try:
+                layout = self._build_one(schema)
+            except PMLError as error:
+                issues += error.issues
+                continue
+            num_placeholders += layout.num_placeholders
+            if max_placeholders is not None and num_placeholders > max_placeholders:
+                what = f"the document's schemas have more than {max_placeholders} placeholders"
+                raise PMLError([*issues, schema.place.issue(what)])
+            layouts.append(layout)
+        if issues:
+            raise PMLError(issues)
+        return layouts
+
+    def schemas_of(self, text: str | bytes, where: str) -> list[SchemaLayout]:
+        """The layouts of a document that is to be registered; at least one.
+
+        Raises:
+            PMLError: the document is wrong, or holds a prompt or no schema.
+        """
+        schemas = only_schemas(parse_document(text, where, self.limits), where)
+        return self.build(schemas, self.limits.max_placeholders)
+
+    def document_of(self, text: str, *, allow_schemas: bool = True) -> RequestDocument:
+        """A request's ``pml`` field.
+
+        Raises:
+            PMLError: the document is wrong, or has no prompt.
+            RefusedError: it has schemas, and none are allowed (403).
+        """
+        document = parse_document(text, "pml", self.limits)
+        if document.schemas and not allow_schemas:
+            raise RefusedError("this server takes no schemas from requests", FORBIDDEN, field="pml")
+        if document.prompt is None:
+            raise wrong_document("pml", "the document has no prompt")
+        layouts = self.build(document.schemas, self.limits.max_placeholders)
+        entries = [SchemaEntry(layout, "request") for layout in layouts]
+        return RequestDocument(document.prompt, {entry.name: entry for entry in entries})
+
+    def _build_one(self, schema: SchemaNode) -> SchemaLayout:
+        min_free = self._min_free_tokens
+        return build_layout(schema, self.encoder, self.max_model_len, min_free, self.limits)
+
+
+class DocumentMemory:
+    """Documents with schemas of their own, by their text: the ones used last stay."""
+
+    def __init__(self) -> None:
+        self._documents: OrderedDict[str, tuple[int, RequestDocument]] = OrderedDict()
+        self._characters = 0
+
+    def get(self, text: str) -> RequestDocument | None:
+        """The document with this text, if it is remembered."""
+        key = _key(text)
+        found = self._documents.get(key)
+        if found is None:
+            return None
+        self._documents.move_to_end(key)
+        return found[1]
+
+    def put(self, text: str, document: RequestDocument) -> None:
+        """Remember a document, and forget the ones not used for longest beyond the limits."""
+        key = _key(text)
+        if key not in self._documents:
+            self._characters += len(text)
+        self._documents[key] = len(text), document
+        while len(self._documents) > MAX_REMEMBERED or self._characters > MAX_REMEMBERED_CHARACTERS:
+            _, (characters, _) = self._documents.popitem(last=False)
+            self._characters -= characters
+
+
+def _key(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def load_schema_files(paths: Iterable[str], config: PromptCacheConfig) -> list[tuple[str, SchemaNode]]:
+    """The schemas of files and folders with the files they stand in, in order; nothing is tokenized.
+
+    Raises:
+        PMLError: with the mistakes of all files, names that are taken twice among them.
+    """
+    limits = Limits(max_document_bytes=config.max_document_bytes)
+    found: list[tuple[str, SchemaNode]] = []
+    issues: list[PMLIssue] = []
+    files: dict[str, str] = {}
+    for path in (file for given in paths for file in find_schema_files(Path(given).expanduser())):
+        try:
+            schemas = only_schemas(load_schema_file(path, limits), str(path))
+        except PMLError as error:
+            issues += error.issues
+            continue
+        for schema in schemas:
+            if schema.name in files:
+                what = f"there is another schema {schema.name!r} in {files[schema.name]}"
+                issues.append(schema.place.at("name").issue(what))
+            files[schema.name] = str(path)
+            found.append((str(path), schema))
+    if issues:
+        raise PMLError(issues)
+    return found
+
+
+def only_schemas(document: Document, where: str) -> tuple[SchemaNode, ...]:
+    """A document's schemas. Raises PMLError where it has none, or a prompt."""
+    if document.prompt is not None:
+        raise PMLError([document.prompt.place.issue("a prompt cannot be registered, only schemas")])
+    if not document.schemas:
+        raise wrong_document(where, "the document has no schema")
+    return document.schemas
+
+
+def wrong_document(where: str, what: str) -> PMLError:
+    """The error for a document as a whole."""
+    return PMLError([PMLIssue(where, 1, 1, "pml", what)])

@@ -1,0 +1,190 @@
+"""The registry: schemas by name and version, and what the engine is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_promptcache.errors import unknown
+from vllm_promptcache.frontend.documents import LayoutBuilder
+from vllm_promptcache.frontend.entry import SchemaEntry
+from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
+from vllm_promptcache.frontend.link import EngineLink
+from vllm_promptcache.frontend.selection import TokenSelection
+from vllm_promptcache.layout.schema import SchemaLayout
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What a registration came to: the schemas of the document in order, and whether any is new."""
+
+    entries: tuple[SchemaEntry, ...]
+    is_new: bool
+
+
+class SchemaRegistry:
+    """Registered schemas. All changes go through here, one at a time.
+
+    A registration is all or nothing: the engine is told first, and told back if something fails.
+    Requests in flight keep the version that they were composed from.
+    """
+
+    def __init__(self, link: EngineLink, builder: LayoutBuilder, max_schemas: int) -> None:
+        self.link = link
+        self.builder = builder
+        self.max_schemas = max_schemas
+        self.selection = TokenSelection(link)
+        self.entries: dict[str, SchemaEntry] = {}
+        self.layouts: dict[str, SchemaLayout] = {}
+        self._change = asyncio.Lock()
+
+    def __getitem__(self, name: str) -> SchemaEntry:
+        """The schema of a name. Raises RefusedError (404) where there is none."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise RefusedError(unknown("schema", name, self.entries), NOT_FOUND)
+        return entry
+
+    async def register(
+        self, text: str | bytes, *, where: str = "pml", source: str = "api", pin: bool = False
+    ) -> Registered:
+        """Register all schemas of a document, or none; with ``pin``, pin and encode them.
+
+        A schema that is registered already with the same content stays as it is, but for ``pin``.
+
+        Raises:
+            PMLError: the document is wrong.
+            RefusedError: there are too many schemas (409), or pinning would pass the limit (507).
+        """
+        layouts = await self.link.run(lambda: self.builder.schemas_of(text, where))
+        return await self.register_layouts(layouts, source=source, pin=pin)
+
+    async def register_layouts(
+        self, layouts: Iterable[SchemaLayout], *, source: str, pin: bool = False
+    ) -> Registered:
+        """As `register`, for schemas that are laid out."""
+        async with self._change:
+            entries = [self._same_or_new(layout, source) for layout in layouts]
+            new = [entry for entry in entries if not entry.is_defined]
+            self._refuse_too_many(new)
+            for entry in new:
+                await self.link.call("define", {"texts": entry.texts()})
+            if pin:
+                await self._pin_all(entries, new)
+            for entry in new:
+                entry.is_defined = True
+                old = self.entries.get(entry.name)
+                self.entries[entry.name] = entry
+                self.layouts[entry.name] = entry.layout
+                if old is not None:
+                    await self._withdraw(old)
+        return Registered(tuple(entries), bool(new))
+
+    async def remove(self, name: str) -> None:
+        """Unregister a schema; its blocks are freed when the last request using them ends.
+
+        Raises:
+            RefusedError: there is none of that name (404).
+        """
+        async with self._change:
+            entry = self[name]
+            del self.entries[name], self.layouts[name]
+            await self._withdraw(entry)
+
+    async def pin(self, name: str, modules: Iterable[str] | None = None) -> None:
+        """Pin and encode a schema's units, or those of named modules: all or none.
+
+        Raises:
+            RefusedError: a name is unknown (404), or pinning would pass the limit (507).
+        """
+        async with self._change:
+            entry = self[name]
+            digests = entry.digests_of(modules)
+            await self._pin(digests)
+            entry.pinned.update(digests)
+
+    async def unpin(self, name: str, modules: Iterable[str] | None = None) -> None:
+        """Let units be dropped again when their blocks are wanted. Raises RefusedError (404)."""
+        async with self._change:
+            entry = self[name]
+            digests = entry.digests_of(modules)
+            entry.pinned.difference_update(digests)
+            await self._unpin_unheld(digests)
+
+    async def warm(self, name: str, modules: Iterable[str] | None = None) -> None:
+        """Encode units now, without pinning them.
+
+        Raises:
+            RefusedError: a name is unknown (404), or the KV cache is too small to encode them (507).
+        """
+        answer = await self.link.call("warm", {"units": self[name].digests_of(modules)})
+        if answer["refused"]:
+            raise RefusedError(f"these modules cannot be encoded: {answer['refused']}", INSUFFICIENT_STORAGE)
+
+    async def status(self, entry: SchemaEntry) -> dict[str, Mapping[str, Any]]:
+        """Residency, blocks and users of a schema's units, by digest."""
+        units = (await self.link.call("status", {"units": list(entry.digests)}))["units"]
+        return dict(zip(entry.digests, units, strict=True))
+
+    async def stats(self) -> dict[str, Any]:
+        """The engine's counts, and the registry's."""
+        stats = await self.link.call("stats", {})
+        return {**stats, "schemas": len(self.entries)}
+
+    # -- changes, with the lock held -------------------------------------------------------------
+
+    def _same_or_new(self, layout: SchemaLayout, source: str) -> SchemaEntry:
+        found = self.entries.get(layout.name)
+        if found is not None and found.layout.digest == layout.digest:
+            return found
+        return SchemaEntry(layout, source)
+
+    def _refuse_too_many(self, new: Iterable[SchemaEntry]) -> None:
+        num_schemas = len(self.entries.keys() | {entry.name for entry in new})
+        if num_schemas > self.max_schemas:
+            what = f"there would be {num_schemas} schemas; max_schemas is {self.max_schemas}"
+            raise RefusedError(f"{what}: delete some first", CONFLICT)
+
+    async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
+        """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
+        replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
+        freed = self._not_held({digest for old in replaced for digest in old.pinned}, besides=replaced)
+        if freed:
+            await self.link.call("unpin", {"units": freed})
+        try:
+            await self._pin([digest for entry in entries for digest in entry.digests])
+        except RefusedError:
+            if freed:
+                await self.link.call("pin", {"units": freed})
+            for entry in new:
+                await self.link.call("forget", {"units": list(entry.digests)})
+            raise
+        for entry in entries:
+            entry.pinned.update(entry.digests)
+
+    async def _pin(self, digests: list[str]) -> None:
+        answer = await self.link.call("pin", {"units": digests})
+        if not answer["pinned"]:
+            what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
+            held, limit = answer["blocks_pinned"], answer["blocks_pin_limit"]
+            raise RefusedError(f"{what}: {held} of {limit} blocks are pinned", INSUFFICIENT_STORAGE)
+
+    async def _withdraw(self, entry: SchemaEntry) -> None:
+        entry.is_defined = False
+        held, entry.pinned = entry.pinned, set()
+        await self._unpin_unheld(held)
+        await self.link.call("forget", {"units": list(entry.digests)})
+
+    async def _unpin_unheld(self, digests: Iterable[str]) -> None:
+        """Unpin units, but for those that another schema has pinned."""
+        free = self._not_held(digests)
+        if free:
+            await self.link.call("unpin", {"units": free})
+
+    def _not_held(self, digests: Iterable[str], besides: Collection[SchemaEntry] = ()) -> list[str]:
+        """Those units that no schema has pinned, ``besides`` left out."""
+        entries = [entry for entry in self.entries.values() if entry not in besides]
+        held = {digest for entry in entries for digest in entry.pinned}
+        return [digest for digest in digests if digest not in held]

@@ -1,0 +1,32 @@
+"""Closing up: what is new behind the last reused token stands right behind it, without a gap.
+
+Modules that a prompt leaves out at the end, and a union's shorter members, leave positions that nothing
+takes between what is included and the words behind it. Reused states cannot move; new tokens can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Segment
+
+
+def close_up(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments, those behind the last reused one at consecutive positions from its end on.
+
+    Nothing changes where nothing is reused.
+    """
+    closed: list[Segment] = list(segments)
+    reused = [index for index, segment in enumerate(closed) if isinstance(segment, CachedSegment)]
+    if not reused:
+        return closed
+    last = closed[reused[-1]]
+    assert isinstance(last, CachedSegment)
+    position = int(last.unit.position_ids[last.end - 1]) + 1
+    for index in range(reused[-1] + 1, len(closed)):
+        segment = closed[index]
+        assert isinstance(segment, NewSegment)
+        closed[index] = replace(segment, first_position=position)
+        position += segment.num_tokens
+    return closed
