@@ -160,8 +160,8 @@ assert all(untouched) == ("--enable-prompt-cache" not in sys.argv)
 if all(untouched):
     assert config.scheduler_config.scheduler_cls is None
     assert "prompt" not in str(config.parallel_config.worker_cls).lower()
-    names = ("arguments", "compat", "config", "errors", "plugin", "repair")
-    assert set(loaded) <= {"vllm_promptcache." + name for name in names}, loaded
+    parts = {"arguments", "compat", "config", "contract", "errors", "plugin"}
+    assert {name.split(".")[1] for name in loaded} <= parts, loaded
 """
 
 
