@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
+from tests import decilm
 from tests.engine.oracle import Oracle
 from tests.engine.plans import random_tokens, travel
 from tests.engine.support import greedy, largest_error, serving, tokens_of
@@ -15,6 +16,7 @@ from vllm_promptcache.engine import configure
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {"hidden_size": 128},  # biases
     "qwen3": {},  # norms of queries and keys
+    decilm.MODEL_TYPE: {"kv_heads": [2, 4, 2], "num_key_value_heads": 4},  # layers of different shape
     "gpt_neox": {"rotary_pct": 0.25, "num_key_value_heads": None, "head_dim": None, "hidden_size": 128},
 }
 

@@ -28,6 +28,7 @@ from vllm_promptcache.compat.worker import (
     model_runner_class,
     no_full_graphs,
     room_for_rows,
+    shape_of_rows,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "message_of",
     "model_runner_class",
     "check_layers",
+    "shape_of_rows",
     "no_full_graphs",
     "room_for_rows",
     "attention_metadata_seen_through",

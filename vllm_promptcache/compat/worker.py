@@ -47,6 +47,14 @@ def check_layers(layers: Sequence[Any]) -> None:
             raise UnsupportedError(f"the prompt cache does not work with the window of {layer.layer_name}")
 
 
+def shape_of_rows(layer: Any) -> tuple[int, ...]:
+    """What a layer's key and value rows have the shape of: equal for layers with rows of one shape.
+
+    Models with layers of different shape: Nemotron-NAS has other numbers of KV heads, Gemma 4 other sizes.
+    """
+    return (layer.num_kv_heads, layer.head_size, getattr(layer, "head_size_v", layer.head_size))
+
+
 @contextlib.contextmanager
 def no_full_graphs(runner: Any) -> Iterator[None]:
     """Keep one step out of full CUDA graphs, which replay without calling Python."""

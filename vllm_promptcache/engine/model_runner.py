@@ -70,7 +70,7 @@ class PromptCacheRunner:
         layers = [context[name] for name in names]
         compat.check_layers(layers)
         self._cache_layers = [x for x in layers if x.kv_sharing_target_layer_name is None]
-        self._row_store = RowStore(len(self._cache_layers))
+        self._row_store = RowStore([compat.shape_of_rows(layer) for layer in self._cache_layers])
 
     def compare_states(self, unit: UnitKey, other: UnitKey) -> list[tuple[list[float], float]]:
         """See ``RowStore.compare``; of the model's second layer, where the first has mixed tokens."""

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 
 from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.seats import EdgeRows
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 class RowStore:
     """Per unit, each layer's key and value rows as handed to the backend's cache update.
 
-    Tensors have shape ``(layers, rows, KV heads, head size)`` and live where the model runs. Rows are
-    kept before the backend packs or quantizes them, so nothing here knows a layout.
+    Rows are kept before the backend packs or quantizes them, so nothing here knows a layout. Layers of
+    one *kind* hand over rows of one shape, and share a tensor: ``(layers of the kind, rows, KV heads, head
+    size)``, or whatever a layer's key and value have behind their first dimension. Tensors live where the
+    model runs.
+
+    Life of a unit's rows: `open`, then a `write` for every layer and row, in any order and over several
+    steps, then any number of reads, then `drop`. A unit that is opened again begins anew: an encoding that
+    was preempted computes all of its tokens again, so rows that it had written half are thrown away. Reading
+    a row that was not written since is a mistake that is not noticed, except where nothing was written.
     """
 
-    def __init__(self, num_layers: int):
-        self.num_layers = num_layers
-        self._rows: dict[UnitKey, tuple[torch.Tensor, torch.Tensor] | None] = {}
+    def __init__(self, kinds: Sequence[Hashable]):
+        """``kinds`` are the layers', in the order in which layers are numbered here."""
+        numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+        self.num_layers = len(kinds)
+        self._num_layers_of = [Counter(kinds)[kind] for kind in numbers]
+        seen: Counter[int] = Counter()
+        # A layer's kind, and its place among the layers of the kind.
+        self._places: list[tuple[int, int]] = []
+        for kind in kinds:
+            number = numbers[kind]
+            self._places.append((number, seen[number]))
+            seen[number] += 1
+        self._rows: dict[UnitKey, list[Pair | None]] = {}
         self._num_rows: dict[UnitKey, int] = {}
 
     def open(self, unit: UnitKey, num_rows: int) -> None:
-        """Begin to keep a unit's rows; memory is taken when the first are written."""
-        self._rows[unit] = None
+        """Begin to keep a unit's rows, anew if some are there; memory is taken when the first are written."""
+        self._rows[unit] = [None] * len(self._num_layers_of)
         self._num_rows[unit] = num_rows
 
     def drop(self, units: Iterable[UnitKey]) -> None:
@@ -37,37 +57,47 @@ class RowStore:
         self, unit: UnitKey, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Keep ``key[i]`` and ``value[i]`` (``(tokens, KV heads, head size)``) as row ``rows[i]``."""
-        pair = self._rows[unit]
+        kind, index = self._places[layer]
+        pair = self._rows[unit][kind]
         if pair is None:
-            shape = (self.num_layers, self._num_rows[unit])
+            shape = (self._num_layers_of[kind], self._num_rows[unit])
             pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
-            self._rows[unit] = pair
-        pair[0][layer, rows] = key
-        pair[1][layer, rows] = value
+            self._rows[unit][kind] = pair
+        pair[0][index, rows] = key
+        pair[1][index, rows] = value
 
-    def gather(self, ranges: Sequence[EdgeRows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def gather(self, ranges: Sequence[EdgeRows]) -> Iterator[Pair]:
         """Each layer's key and value rows of several ranges, one after the other: ``(rows, KV heads, head
-        size)``. Layer by layer: what is gathered is used while it is in the processor's cache."""
-        pairs = [(self._rows[r.unit], r) for r in ranges]
-        keys = [pair[0][:, r.start : r.end].unbind() for pair, r in pairs if pair is not None]
-        values = [pair[1][:, r.start : r.end].unbind() for pair, r in pairs if pair is not None]
-        assert len(keys) == len(ranges), "a unit's rows are asked for before they are computed"
+        size)``. Layer by layer: what is gathered is used while it is in the processor's cache, and before
+        anything is written, as rows of a single range are not copied."""
+        by_kind = [self._gather_kind(ranges, kind) for kind in range(len(self._num_layers_of))]
+        if len(by_kind) == 1:
+            return by_kind[0]
+        return (next(by_kind[kind]) for kind, _ in self._places)
+
+    def _gather_kind(self, ranges: Sequence[EdgeRows], kind: int) -> Iterator[Pair]:
+        """As ``gather``, of the layers of a kind."""
+        pairs = [(self._pair(r.unit, kind), r) for r in ranges]
+        keys = [pair[0][:, r.start : r.end].unbind() for pair, r in pairs]
+        values = [pair[1][:, r.start : r.end].unbind() for pair, r in pairs]
         if len(ranges) == 1:
             return zip(keys[0], values[0], strict=True)
         return zip(
             map(torch.cat, zip(*keys, strict=True)), map(torch.cat, zip(*values, strict=True)), strict=True
         )
 
-    def gather_layer(self, ranges: Sequence[EdgeRows], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather_layer(self, ranges: Sequence[EdgeRows], layer: int) -> Pair:
         """As ``gather``, of one layer: for rows that are written in the course of a step."""
-        keys: list[torch.Tensor] = []
-        values: list[torch.Tensor] = []
-        for rows in ranges:
-            pair = self._rows[rows.unit]
-            assert pair is not None, "a unit's rows are asked for before they are computed"
-            keys.append(pair[0][layer, rows.start : rows.end])
-            values.append(pair[1][layer, rows.start : rows.end])
+        kind, index = self._places[layer]
+        pairs = [(self._pair(r.unit, kind), r) for r in ranges]
+        keys = [pair[0][index, r.start : r.end] for pair, r in pairs]
+        values = [pair[1][index, r.start : r.end] for pair, r in pairs]
         return torch.cat(keys), torch.cat(values)
+
+    def _pair(self, unit: UnitKey, kind: int) -> Pair:
+        pair = self._rows[unit][kind]
+        assert pair is not None, "a unit's rows are asked for before they are computed"
+        return pair
 
     def compare(self, unit: UnitKey, other: UnitKey, layer: int) -> list[tuple[list[float], float]]:
         """How far a unit's rows are from another's of as many, in one layer: of keys, then of values.
@@ -75,10 +105,9 @@ class RowStore:
         Each is the rows' squared distances, and the sum of the other's squared norms.
         """
         found: list[tuple[list[float], float]] = []
-        pair, other_pair = self._rows[unit], self._rows[other]
-        assert pair is not None and other_pair is not None, "rows are compared before they are computed"
-        for rows, other_rows in zip(pair, other_pair, strict=True):
-            mine, others = (r[layer].flatten(1).double() for r in (rows, other_rows))
+        kind, index = self._places[layer]
+        for rows, other_rows in zip(self._pair(unit, kind), self._pair(other, kind), strict=True):
+            mine, others = (r[index].flatten(1).double() for r in (rows, other_rows))
             distances = (mine - others).square().sum(1)
             found.append((distances.tolist(), float(others.square().sum())))
         return found
