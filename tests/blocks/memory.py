@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_promptcache.blocks.composition import Composition, Computed, UnitKey, UnitText, compose_encoding
+from tests.blocks.strategies import HomeText
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, compose_encoding
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import COPY, head_text, lay_out_copy, lay_out_head
 from vllm_promptcache.blocks.rows import Chunk, moved_tokens, positions_of, split_rows
 from vllm_promptcache.blocks.seats import Seats, take_seats
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 Token = tuple[Any, int]
 
@@ -37,7 +39,7 @@ class Memory:
     def slot(self, table: Sequence[int], logical: int) -> int:
         return table[logical // self.block_size] * self.block_size + logical % self.block_size
 
-    def store(self, key: UnitKey, text: UnitText) -> UnitGeometry:
+    def store(self, key: UnitKey, text: HomeText) -> UnitGeometry:
         """Lay a unit out and write all its tokens where the geometry says they are kept."""
         geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
         self.geometries[key] = geometry
@@ -54,13 +56,13 @@ class Memory:
                 self.rows[key][row] = (key, token)
         return geometry
 
-    def store_head(self, key: UnitKey, text: UnitText, end: int) -> UnitKey:
+    def store_head(self, key: UnitKey, text: HomeText, end: int) -> UnitKey:
         """Keep the rows of a unit's head, or of its copy: the same tokens as the unit's own."""
         head = (key, end)
         if end == COPY:
-            geometry = self.geometries[head] = lay_out_copy(text, self.block_size)
+            geometry = self.geometries[head] = lay_out_copy(text, text.home, self.block_size)
         else:
-            geometry = self.geometries[head] = lay_out_head(head_text(text, end), self.block_size)
+            geometry = self.geometries[head] = lay_out_head(head_text(text, end), text.home, self.block_size)
         self.blocks[head] = []
         self.rows[head] = {row: (key, token) for token, row in enumerate(geometry.rows.tolist()) if row >= 0}
         return head
@@ -174,7 +176,11 @@ def expected_seen(composition: Composition, name: str) -> tuple[list[list[Token]
     return seen, positions
 
 
-def encoding_of(key: str, units: Mapping[str, UnitText]) -> tuple[Composition, list[int]]:
+def encoding_of(key: str, units: Mapping[str, HomeText]) -> tuple[Composition, list[int]]:
     """The request that encodes a unit."""
     text = units[key]
-    return compose_encoding(text, {name: units[str(name)] for name in text.context})
+    named = UnitKey(key, text.home)
+    context = {seen: units[seen.digest] for seen in text.context_keys(named)}
+    composition, token_ids = compose_encoding(text, text.home, context)
+    items = [i._replace(unit=i.unit.digest) if isinstance(i, Reused) else i for i in composition.items]
+    return Composition(tuple(items)), token_ids

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, Seen, UnitText
 from vllm_promptcache.blocks.geometry import find_pieces
 
 GAP, ROOM = "gap", "room"
@@ -28,11 +29,32 @@ class Site:
         return self.first_position + self.num_tokens
 
 
+@dataclass(frozen=True, eq=False)
+class HomeText(UnitText):
+    """A unit's text with its positions at home. A context's digest is its name."""
+
+    @property
+    def position_ids(self) -> NDArray[np.int64]:
+        return self.positions + self.home
+
+
+def home_text(
+    token_ids: NDArray[np.int64],
+    position_ids: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    context: tuple[Seen, ...] = (),
+    breaks: tuple[int, ...] = (),
+) -> HomeText:
+    """A unit's text from positions at home."""
+    home = int(position_ids[0]) if len(position_ids) else 0
+    return HomeText(token_ids, position_ids - home, kept, context, breaks, home)
+
+
 @dataclass
 class World:
     """Units by name, in the order in which they can be encoded, and the sites their tokens stand on."""
 
-    units: dict[str, UnitText]
+    units: dict[str, HomeText]
     sites: list[Site]
     block_size: int
     token_at: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -60,18 +82,20 @@ def worlds(draw: st.DrawFn, max_units: int = 4, max_sites: int = 14) -> World:
     return World(_texts(draw, names, sites), sites, block_size)
 
 
-def _texts(draw: st.DrawFn, names: list[str], sites: list[Site]) -> dict[str, UnitText]:
-    texts: dict[str, UnitText] = {}
+def _texts(draw: st.DrawFn, names: list[str], sites: list[Site]) -> dict[str, HomeText]:
+    texts: dict[str, HomeText] = {}
     for name in names:
         own = [s for s in sites if s.owner == name]
         if not own:
             continue
         positions = np.concatenate([np.arange(s.first_position, s.end_position) for s in own])
         kept = np.concatenate([np.full(s.num_tokens, s.kept) for s in own])
-        context = tuple(key for key in texts if draw(st.booleans()))
+        context = tuple(
+            Seen(key, texts[key].home - int(positions[0])) for key in texts if draw(st.booleans())
+        )
         token_ids = np.arange(len(positions)) + 1000 * (1 + len(texts))
         breaks = draw(st.sets(st.integers(1, len(positions) - 1), max_size=3)) if len(positions) > 1 else ()
-        texts[name] = UnitText(
+        texts[name] = home_text(
             token_ids.astype(np.int64), positions.astype(np.int64), kept, context, tuple(sorted(breaks))
         )
     return texts

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, compositions, worlds
-from vllm_promptcache.blocks.checks import check_text
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
+from vllm_promptcache.blocks.checks import check_place, check_text
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.seats import take_seats
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 
 def geometries(world: World) -> dict[UnitKey, UnitGeometry]:
@@ -74,6 +75,15 @@ def test_ranges_outside_of_a_piece_are_refused(
             assert refusal(world, composition) == f"tokens [{start}, {end}) are not within one piece"
 
 
+def test_units_stand_between_the_first_position_and_the_last() -> None:
+    text = UnitText(np.arange(4), np.array([0, 1, 2, 5]), np.ones(4, bool), ())
+    check_place(text, 0, 6)
+    check_place(text, 94, 100)
+    for position, num_positions in ((-1, 100), (95, 100), (0, 5)):
+        with pytest.raises(ValueError, match="cannot stand"):
+            check_place(text, position, num_positions)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -81,17 +91,17 @@ def test_ranges_outside_of_a_piece_are_refused(
         ({"kept": np.ones(5, bool)}, "5 kept"),
         ({"token_ids": np.array([1, 2, 3, 50])}, "not among 50"),
         ({"token_ids": np.array([1, 2, -3, 4])}, "not among 50"),
-        ({"position_ids": np.array([0, 1, 1, 2])}, "do not increase"),
-        ({"position_ids": np.array([-1, 1, 2, 3])}, "do not increase"),
-        ({"position_ids": np.array([0, 1, 2, 99])}, None),
+        ({"positions": np.array([0, 1, 1, 2])}, "do not increase"),
+        ({"positions": np.array([-1, 1, 2, 3])}, "do not increase"),
+        ({"positions": np.array([0, 1, 2, 99])}, None),
         ({"breaks": (1, 3)}, None),
         ({"breaks": (0,)}, "cannot have breaks"),
         ({"breaks": (4,)}, "cannot have breaks"),
-        ({"position_ids": np.array([0, 1, 2, 100])}, "do not increase"),
+        ({"positions": np.array([0, 1, 2, 100])}, "do not increase"),
     ],
 )
 def test_texts(changes: dict[str, Any], message: str | None) -> None:
-    fine: dict[str, Any] = {"token_ids": np.arange(4), "position_ids": np.arange(4), "kept": np.ones(4, bool)}
+    fine: dict[str, Any] = {"token_ids": np.arange(4), "positions": np.arange(4), "kept": np.ones(4, bool)}
     text = UnitText(**(fine | changes), context=())
     if message is None:
         check_text(text, 100, 50)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, compositions, worlds
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.geometry import lay_out_unit
 from vllm_promptcache.blocks.rows import Chunk, moved_tokens, split_rows
 from vllm_promptcache.blocks.seats import take_seats
@@ -66,23 +66,3 @@ def test_new_text_between_whole_blocks_and_after_them_are_two_rows() -> None:
     assert rows.query_lens.tolist() == [3, 2]
     assert rows.shared_blocks.tolist() == [4, 8]
     assert rows.seq_lens.tolist() == [64 + 3, 128 + 5]
-
-
-def test_texts_are_equal_when_all_they_say_is() -> None:
-    def text(**changes: object) -> UnitText:
-        parts = {
-            "token_ids": np.arange(3),
-            "position_ids": np.arange(3),
-            "kept": np.ones(3, bool),
-            "context": ("a",),
-        }
-        return UnitText(**(parts | changes))  # type: ignore[arg-type]
-
-    assert text().equals(text())
-    for change in (
-        {"token_ids": np.arange(1, 4)},
-        {"position_ids": np.arange(1, 4)},
-        {"kept": np.zeros(3, bool)},
-        {"context": ()},
-    ):
-        assert not text().equals(text(**change))

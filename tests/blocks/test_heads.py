@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.blocks.strategies import World, worlds
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
+from tests.blocks.strategies import World, home_text, worlds
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.geometry import lay_out_unit
 from vllm_promptcache.blocks.heads import (
     COPY,
@@ -30,7 +30,7 @@ def test_a_head_has_rows_for_the_rest_of_the_block(world: World) -> None:
                 continue
             assert unit.slots[start] % size > 0
             assert unit.slots[end - 1] == unit.slots[start] // size * size + size - 1
-            head = lay_out_head(head_text(text, end), size)
+            head = lay_out_head(head_text(text, end), text.home, size)
             assert (head.num_blocks, head.num_rows) == (0, size)
             assert (head.rows[end - size :] == np.arange(size)).all()
             assert (head.rows[: end - size] < 0).all() and (head.slots < 0).all()
@@ -48,7 +48,7 @@ def test_the_head_of_link_tokens_is_that_of_what_is_left(world: World, link_toke
 
 
 def test_only_ranges_that_begin_inside_a_block_are_taken_from_heads() -> None:
-    text = UnitText(np.arange(40), np.arange(40), np.ones(40, bool), ())
+    text = home_text(np.arange(40), np.arange(40), np.ones(40, bool))
     unit = lay_out_unit(text.position_ids, text.kept, 16)
     tail = Computed(40, 1)
     for start, expected in (
@@ -64,7 +64,7 @@ def test_only_ranges_that_begin_inside_a_block_are_taken_from_heads() -> None:
 
 
 def test_around_whole_blocks_all_is_taken_from_the_copy_if_anything_must_be() -> None:
-    text = UnitText(np.arange(80), np.arange(80), np.ones(80, bool), ())
+    text = home_text(np.arange(80), np.arange(80), np.ones(80, bool))
     unit = lay_out_unit(text.position_ids, text.kept, 16)
     tail = Computed(80, 1)
     for ranges, expected in (
@@ -86,7 +86,7 @@ def test_around_whole_blocks_all_is_taken_from_the_copy_if_anything_must_be() ->
 @given(worlds(max_units=1))
 def test_a_copy_has_rows_for_all_kept_tokens_and_no_blocks(world: World) -> None:
     for text in world.units.values():
-        copy = lay_out_copy(text, world.block_size)
+        copy = lay_out_copy(text, text.home, world.block_size)
         assert (copy.num_blocks, copy.num_rows) == (0, text.kept.sum())
         assert copy.rows[text.kept].tolist() == list(range(copy.num_rows))
         assert (copy.rows[~text.kept] < 0).all() and (copy.slots < 0).all()

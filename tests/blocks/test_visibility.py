@@ -128,8 +128,8 @@ def test_encoding_sees_the_own_unit_and_context_that_stands_before(data: st.Data
         for token, found in enumerate(request.seen):
             position = unit.position_ids[token]
             wanted = {(name, t) for t in range(token + 1)}
-            for key in unit.context:
-                other = world.units[str(key)]
+            for key in (seen.digest for seen in unit.context):
+                other = world.units[key]
                 before = other.kept & (other.position_ids < position)
                 wanted |= {(key, t) for t in before.nonzero()[0].tolist()}
             assert len(found) == len(wanted)
@@ -141,7 +141,11 @@ def test_encoding_sees_the_own_unit_and_context_that_stands_before(data: st.Data
 def test_an_encoding_request_has_its_tokens_in_position_order(world: World) -> None:
     for name, unit in world.units.items():
         composition, token_ids = encoding_of(name, world.units)
-        at = {p: t for key in (*unit.context, name) for p, t in _tokens(world, str(key), key == name)}
+        at = {
+            p: t
+            for key in (*(seen.digest for seen in unit.context), name)
+            for p, t in _tokens(world, key, key == name)
+        }
         _, positions = expected_seen(composition, name)
         assert positions == unit.position_ids.tolist()
         assert token_ids == [at[p] for p in sorted(at) if p <= unit.position_ids[-1]]

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, compositions, worlds
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, Seen
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import (
     composition_from_wire,
+    keys_from_wire,
     plan_to_wire,
     prompt_token_ids,
     texts_from_wire,
@@ -20,12 +22,12 @@ from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.contract.unit import Unit
 
 
-def plan_of(world: World, composition: Composition) -> Plan:
-    """The plan that says the same as a composition."""
+def plan_of(world: World, composition: Composition, moved: int = 0) -> Plan:
+    """The plan that says the same as a composition, of units that stand further on."""
     units: dict[str, Unit] = {}
     for name, text in world.units.items():
-        context = tuple(units[str(c)] for c in text.context)
-        units[name] = Unit(name, text.token_ids, text.position_ids, text.kept, context, text.breaks)
+        context = tuple(units[seen.digest] for seen in text.context)
+        units[name] = Unit(name, text.token_ids, text.position_ids + moved, text.kept, context, text.breaks)
     segments: list[CachedSegment | NewSegment] = []
     for item in composition.items:
         if isinstance(item, Reused):
@@ -58,16 +60,17 @@ def test_round_trip(data: st.DataObject, world: World) -> None:
     plan = plan_of(world, composition)
     wire = sent(plan_to_wire(plan, with_texts=True))
     names = {unit.digest: unit.id for unit in plan.units}
-    received = composition_from_wire(wire)
-    assert spelt_out(received, names) == spelt_out(composition, {name: name for name in world.units})
+    placed = {UnitKey(*unit.placement): unit.id for unit in plan.units}
+    received = composition_from_wire(wire, keys_from_wire(wire["units"]))
+    assert spelt_out(received, placed) == spelt_out(composition, {name: name for name in world.units})
     texts = texts_from_wire(wire["texts"])
     assert {names[digest] for digest in texts} == set(world.units)
     for digest, text in texts.items():
         wanted = world.units[names[digest]]
         assert np.array_equal(text.token_ids, wanted.token_ids)
-        assert np.array_equal(text.position_ids, wanted.position_ids)
+        assert np.array_equal(text.positions + text.home, wanted.position_ids)
         assert np.array_equal(text.kept, wanted.kept)
-        assert tuple(names[str(c)] for c in text.context) == wanted.context
+        assert tuple((names[seen.digest], seen.offset) for seen in text.context) == wanted.context
         assert text.breaks == wanted.breaks
 
 
@@ -93,18 +96,35 @@ def test_texts_are_sent_only_when_asked_for(data: st.DataObject, world: World) -
 
 
 @given(worlds())
-def test_digests_name_everything_states_depend_on(world: World) -> None:
-    composition = Composition((Computed(0, 1),))
-    digests = {u.id: u.digest for u in plan_of(world, composition).units}
-    for name, text in world.units.items():
+def test_digests_name_everything_states_depend_on_but_the_position(world: World) -> None:
+    plan = plan_of(world, Composition((Computed(0, 1),)))
+    further = plan_of(world, Composition((Computed(0, 1),)), moved=7)
+    for unit, moved in zip(plan.units, further.units, strict=True):
+        assert (moved.digest, moved.home) == (unit.digest, unit.home + 7)
+        parts = {
+            name: getattr(unit, name) for name in ("token_ids", "position_ids", "kept", "context", "breaks")
+        }
         for what in ("token_ids", "position_ids", "kept"):
-            changed = getattr(text, what).copy()
+            changed = parts[what].copy()
             changed[-1] = not changed[-1] if what == "kept" else changed[-1] + 1
-            unit = {u.id: u for u in plan_of(world, composition).units}[name]
-            arrays = {w: getattr(text, w) for w in ("token_ids", "position_ids", "kept")} | {what: changed}
-            assert Unit(name, **arrays, context=unit.context, breaks=unit.breaks).digest != digests[name]
+            if what != "position_ids" or unit.num_tokens > 1:
+                assert Unit(unit.id, **(parts | {what: changed})).digest != unit.digest
         other = Unit("other", np.arange(1), np.arange(1), np.ones(1, bool), ())
-        moved = Unit(name, text.token_ids, text.position_ids, text.kept, (other,), text.breaks)
-        assert moved.digest != digests[name]
-        cut = Unit(name, text.token_ids, text.position_ids, text.kept, unit.context, (*text.breaks, 99))
-        assert cut.digest != digests[name]
+        assert Unit(unit.id, **(parts | {"context": (*unit.context, other)})).digest != unit.digest
+        assert Unit(unit.id, **(parts | {"breaks": (*unit.breaks, 99)})).digest != unit.digest
+        if unit.context:
+            assert Unit(unit.id, **(parts | {"context": moved.context})).digest != unit.digest
+
+
+def test_units_travel_with_the_place_where_they_stand() -> None:
+    context = Unit("c", np.arange(3), np.arange(5, 8), np.ones(3, bool), ())
+    unit = Unit("u", np.arange(4), np.arange(10, 14), np.ones(4, bool), (context,))
+    segments = (CachedSegment(unit, 0, 4), CachedSegment(unit, 1, 3, 20), NewSegment([7], 40, "prompt:1"))
+    wire = sent(plan_to_wire(Plan("s", "d", (context, unit), segments), with_texts=True))
+    keys = keys_from_wire(wire["units"])
+    assert keys == [UnitKey(unit.digest, 10), UnitKey(unit.digest, 20)]
+    first, second, _ = composition_from_wire(wire, keys).items
+    assert (first, second) == (Reused(keys[0], 0, 4), Reused(keys[1], 1, 3))
+    text = texts_from_wire(wire["texts"])[unit.digest]
+    assert text.context == (Seen(context.digest, -5),) and text.home == 10
+    assert text.context_keys(keys[1]) == (UnitKey(context.digest, 15),)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.engine.oracle import Oracle
 from tests.engine.support import Engine, SharedEngine, close_all, open_engines
+from vllm_promptcache.engine.accounting import stats
 from vllm_promptcache.engine.module_store import Residency
 
 
@@ -46,10 +47,10 @@ def no_block_is_lost() -> Iterator[None]:
 
 def _nobody_holds_anything(engine: Engine) -> None:
     """Only modules hold blocks; units are known for their states, a pin, or a unit in their context."""
-    stats = engine.store.stats()
-    assert stats["blocks_free"] + stats["blocks_modules"] == stats["blocks_total"]
+    counts = stats(engine.store)
+    assert counts["blocks_free"] + counts["blocks_modules"] == counts["blocks_total"]
     units = list(engine.store.units.values())
     for unit in units:
         assert not unit.users
-        assert unit.names == sum(unit.key in other.text.context for other in units)
+        assert unit.names == sum(unit.key in other.context for other in units)
         assert unit.names or unit.pinned or unit.residency is Residency.RESIDENT

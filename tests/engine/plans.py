@@ -69,8 +69,6 @@ def _add(of: Unit, units: list[Unit]) -> None:
 
 
 def _position(segment: Segment) -> int:
-    if isinstance(segment, CachedSegment):
-        return int(segment.unit.position_ids[segment.start])
     return segment.first_position
 
 

@@ -14,12 +14,12 @@ from tests.engine.plans import cached, new, plan, random_tokens, simple, travel,
 from tests.engine.support import Engine, composed, greedy, largest_error, tokens_of
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.engine.variant import Variant
+from vllm_promptcache.engine.scheduler import adapter_of
 
 
 def residencies(engine: Engine, of: Plan) -> list[str]:
-    digests = [u.digest for u in of.units]
-    return [u["residency"] for u in engine.call("status", units=digests)["units"]]
+    placements = [u.placement for u in of.units]
+    return [u["residency"] for u in engine.call("status", units=placements)["units"]]
 
 
 def report_of(output: Any) -> dict[str, int]:
@@ -89,7 +89,7 @@ def test_text_is_told_once_when_units_are_defined(engine: Engine) -> None:
     (named,) = engine.ask([prompt_token_ids(prompt)], params)
     assert named.num_cached_tokens == prompt.num_cached_tokens
     assert tokens_of(named) == tokens_of(engine.ask([prompt])[0])
-    engine.call("forget", units=[u.digest for u in prompt.units])
+    engine.call("forget", units=[u.placement for u in prompt.units])
 
 
 # -- tenants ---------------------------------------------------------------------------------------
@@ -134,12 +134,11 @@ def test_rows_of_an_encoding_that_is_given_up_are_dropped(engine: Engine) -> Non
 def test_adapters_are_told_apart_by_their_path(engine: Engine) -> None:
     """vLLM keeps an adapter's number when it is loaded again in place."""
 
-    def variant(path: str) -> Any:
-        adapter = LoRARequest("adapter", 1, path)
-        return engine.scheduler._variant(SimpleNamespace(lora_request=adapter, cache_salt=None))
+    def adapter(path: str) -> Any:
+        return adapter_of(SimpleNamespace(lora_request=LoRARequest("adapter", 1, path)))
 
-    assert variant("/a") == variant("/a") != variant("/b")
-    assert engine.scheduler._variant(SimpleNamespace(lora_request=None, cache_salt=None)) == Variant()
+    assert adapter("/a") == adapter("/a") != adapter("/b")
+    assert adapter_of(SimpleNamespace(lora_request=None)) is None
 
 
 # -- pins ------------------------------------------------------------------------------------------
@@ -147,17 +146,17 @@ def test_adapters_are_told_apart_by_their_path(engine: Engine) -> None:
 
 def test_pinned_units_are_encoded_ahead_and_survive_pressure(engine: Engine) -> None:
     prompt = travel("pinned")
-    digests = [u.digest for u in prompt.units]
+    placements = [u.placement for u in prompt.units]
     engine.call("define", texts=units_to_wire(prompt.units))
-    assert engine.call("pin", units=digests)["pinned"]
+    assert engine.call("pin", units=placements)["pinned"]
     engine.drain()
     assert residencies(engine, prompt) == ["resident"] * 5
     assert report_of(engine.ask([prompt])[0])["modules_encoded"] == 0
     engine.reclaim_all()
     assert residencies(engine, prompt) == ["resident"] * 5
-    engine.call("unpin", units=digests)
+    engine.call("unpin", units=placements)
     assert next(engine.store.reclaim(set()), None)
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
 
 
 def test_pins_beyond_the_limit_are_refused_and_change_nothing(engine: Engine) -> None:
@@ -167,26 +166,26 @@ def test_pins_beyond_the_limit_are_refused_and_change_nothing(engine: Engine) ->
     everything = [fits, *others]
     engine.call("define", texts=units_to_wire(everything))
     before = engine.call("stats")
-    answer = engine.call("pin", units=[u.digest for u in others])
+    answer = engine.call("pin", units=[u.placement for u in others])
     assert not answer["pinned"]
     after = engine.call("stats")
     assert after == before
-    assert engine.call("pin", units=[fits.digest])["pinned"]
+    assert engine.call("pin", units=[fits.placement])["pinned"]
     assert engine.call("stats")["blocks_pinned"] == 8
     engine.drain()
-    engine.call("unpin", units=[fits.digest])
-    engine.call("forget", units=[u.digest for u in everything])
+    engine.call("unpin", units=[fits.placement])
+    engine.call("forget", units=[u.placement for u in everything])
     assert engine.call("stats")["units_known"] == 0
 
 
 def test_warming_encodes_without_a_pin(engine: Engine) -> None:
     prompt = simple("warm")
     engine.call("define", texts=units_to_wire(prompt.units))
-    engine.call("warm", units=[u.digest for u in prompt.units])
+    engine.call("warm", units=[u.placement for u in prompt.units])
     engine.drain()
     assert residencies(engine, prompt) == ["resident"]
     assert report_of(engine.ask([prompt])[0])["modules_encoded"] == 0
-    engine.call("forget", units=[u.digest for u in prompt.units])
+    engine.call("forget", units=[u.placement for u in prompt.units])
 
 
 # -- forgetting ------------------------------------------------------------------------------------
@@ -194,13 +193,13 @@ def test_warming_encodes_without_a_pin(engine: Engine) -> None:
 
 def test_forgotten_units_leave_when_their_last_request_ends(engine: Engine) -> None:
     prompt = simple("forgotten")
-    digests = [u.digest for u in prompt.units]
+    placements = [u.placement for u in prompt.units]
     engine.call("define", texts=units_to_wire(prompt.units))
     (expected,) = engine.ask([prompt], greedy(20))
     name = engine.add(prompt, greedy(20))
     for _ in range(5):
         engine.step()
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
     assert residencies(engine, prompt) == ["resident"]
     engine.check()
     engine.finish()
@@ -216,7 +215,7 @@ def test_units_forgotten_while_they_are_encoded_are_encoded_for_who_waits(engine
     engine.call("define", texts=units_to_wire(prompt.units))
     name = engine.add(prompt)
     engine.step()
-    engine.call("forget", units=[u.digest for u in prompt.units])
+    engine.call("forget", units=[u.placement for u in prompt.units])
     engine.finish()
     assert tokens_of(engine.outputs[name]) == tokens_of(expected)
     assert engine.call("stats")["units_known"] == 0
@@ -224,29 +223,29 @@ def test_units_forgotten_while_they_are_encoded_are_encoded_for_who_waits(engine
 
 def test_a_unit_of_two_schemas_stays_until_both_are_gone(engine: Engine) -> None:
     prompt = simple("two schemas")
-    digests = [u.digest for u in prompt.units]
+    placements = [u.placement for u in prompt.units]
     for _ in range(2):
         engine.call("define", texts=units_to_wire(prompt.units))
     engine.ask([prompt])
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
     assert residencies(engine, prompt) == ["resident"]
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
     assert engine.call("stats")["units_known"] == 0
 
 
 def test_a_unit_that_is_defined_again_stays(engine: Engine) -> None:
     prompt = simple("defined again")
-    digests = [u.digest for u in prompt.units]
+    placements = [u.placement for u in prompt.units]
     engine.call("define", texts=units_to_wire(prompt.units))
     name = engine.add(prompt, greedy(20))
     for _ in range(5):
         engine.step()
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
     engine.call("define", texts=units_to_wire(prompt.units))
     engine.finish()
     assert name in engine.outputs
     assert residencies(engine, prompt) == ["resident"]
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
     assert engine.call("stats")["units_known"] == 0
 
 
@@ -285,16 +284,16 @@ def test_resetting_the_prefix_cache_drops_modules_until_they_are_wanted(engine: 
 
 def test_pinned_units_come_back_after_a_reset(engine: Engine) -> None:
     prompt = travel("reset pinned")
-    digests = [u.digest for u in prompt.units]
+    placements = [u.placement for u in prompt.units]
     engine.call("define", texts=units_to_wire(prompt.units))
-    engine.call("pin", units=digests)
+    engine.call("pin", units=placements)
     (before,) = engine.ask([prompt])
     assert engine.llm_engine.reset_prefix_cache()
     (after,) = engine.ask([prompt])
     assert tokens_of(after) == tokens_of(before)
     assert residencies(engine, prompt) == ["resident"] * 5
-    engine.call("unpin", units=digests)
-    engine.call("forget", units=digests)
+    engine.call("unpin", units=placements)
+    engine.call("forget", units=placements)
 
 
 @pytest.mark.parametrize("num_steps", range(8))
@@ -328,6 +327,10 @@ BROKEN: dict[str, Any] = {
     "no units": broken(lambda w: w.pop("units")),
     "not a mapping": "units",
     "units by number": broken(lambda w: w.update(units=[1])),
+    "units without a position": broken(lambda w: w.update(units=[w["units"][0][:1]])),
+    "units at no position": broken(lambda w: w["units"][0].__setitem__(1, "0")),
+    "units before the first position": broken(lambda w: w["units"][0].__setitem__(1, -1)),
+    "units behind the last position": broken(lambda w: w["units"][0].__setitem__(1, 8100)),
     "no such unit index": broken(lambda w: w["items"].__setitem__(0, 7)),
     "half an item": broken(lambda w: w["items"].pop()),
     "items of text": broken(lambda w: w.update(items=["a"] * 6)),
@@ -363,7 +366,7 @@ def test_what_cannot_be_composed_is_an_error_of_the_request_alone(engine: Engine
 
 def test_unknown_units_cannot_be_pinned(engine: Engine) -> None:
     with pytest.raises(KeyError):
-        engine.call("pin", units=["0" * 64])
+        engine.call("pin", units=[("0" * 64, 0)])
     assert engine.call("stats")["units_known"] == 0
 
 

@@ -137,14 +137,14 @@ def test_a_request_of_the_models_full_length_fits_beside_pins(engine: Engine) ->
     assert limit == NUM_BLOCKS - 1 - MAX_MODEL_LEN // 32
     pinned = unit("pinned", (0, 32 * limit))
     engine.call("define", texts=units_to_wire([pinned]))
-    assert engine.call("pin", units=[pinned.digest])["pinned"]
+    assert engine.call("pin", units=[pinned.placement])["pinned"]
     engine.drain()
     (output,) = engine.ask([random_tokens(1000, "full").tolist()], greedy(24))
     assert len(tokens_of(output)) == 24
     (composed,) = engine.ask([simple("half", 480, 500)], greedy(40))
     assert len(tokens_of(composed)) == 40
-    engine.call("unpin", units=[pinned.digest])
-    engine.call("forget", units=[pinned.digest])
+    engine.call("unpin", units=[pinned.placement])
+    engine.call("forget", units=[pinned.placement])
 
 
 def test_what_can_never_fit_is_refused_at_once(engine: Engine) -> None:
@@ -157,14 +157,14 @@ def test_what_can_never_fit_is_refused_at_once(engine: Engine) -> None:
 
 def test_what_can_never_be_encoded_is_not_warmed(engine: Engine) -> None:
     huge = simple("huge", 900)
-    digests = [u.digest for u in huge.units]
+    placements = [u.placement for u in huge.units]
     engine.call("define", texts=units_to_wire(huge.units))
-    answer = engine.call("warm", units=digests)
+    answer = engine.call("warm", units=placements)
     assert "57 KV blocks are needed" in answer["refused"]
     (output,) = engine.ask([simple("neighbour")])
     assert output.outputs[0].finish_reason == "length"
     assert not engine.call("warm", units=[])["refused"]
-    engine.call("forget", units=digests)
+    engine.call("forget", units=placements)
 
 
 def test_rows_beside_the_cache_are_bounded(engine: Engine) -> None:
@@ -181,12 +181,12 @@ def test_rows_beside_the_cache_are_bounded(engine: Engine) -> None:
 def test_pinned_rows_beside_the_cache_are_bounded(engine: Engine) -> None:
     many = [simple(f"short {i}", 31).units[0] for i in range(NUM_BLOCKS)]
     engine.call("define", texts=units_to_wire(many))
-    digests = [u.digest for u in many]
-    assert not engine.call("pin", units=digests)["pinned"]
-    assert engine.call("pin", units=digests[:20])["pinned"]
+    placements = [u.placement for u in many]
+    assert not engine.call("pin", units=placements)["pinned"]
+    assert engine.call("pin", units=placements[:20])["pinned"]
     engine.drain()
-    engine.call("unpin", units=digests)
-    engine.call("forget", units=digests)
+    engine.call("unpin", units=placements)
+    engine.call("forget", units=placements)
 
 
 def test_who_is_tried_first_may_take_what_later_ones_wait_with(engine: Engine) -> None:

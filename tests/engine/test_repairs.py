@@ -15,11 +15,11 @@ from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, travel, unit
 from tests.engine.support import Engine, composed, greedy, largest_error, serving, tokens_of
 from tests.repairs import repair as repaired_by_definition
+from vllm_promptcache.blocks.unit_key import WHOLE
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.contract.repair import FULL, Repair
-from vllm_promptcache.engine.variant import is_head
 from vllm_promptcache.repairs.repaired import repaired
 
 MAX_ERROR = 1e-3
@@ -58,8 +58,8 @@ def answers(request: pytest.FixtureRequest, tiny_model: Path) -> Answers:
         warm = engine.ask(reversed(asked), params)[::-1]
         assert len(engine.encoded) == len(set(engine.encoded)) == num_encodings
         # With and without repairs, and with any of them, a unit's blocks are the same.
-        units = {u.digest for p in asked for u in p.units}
-        assert sum(not is_head(key) for key in engine.encoded) == len(units)
+        units = {u.placement for p in asked for u in p.units}
+        assert sum(key.part == WHOLE for key in engine.encoded) == len(units)
     step = len(REPAIRS)
     return Answers(*([o[i : i + step] for i in range(0, len(o), step)] for o in (cold, warm)))
 
@@ -107,12 +107,12 @@ def test_one_head_serves_all_link_tokens_that_end_in_its_block(engine: Engine) -
     assert len(engine.encoded) == 5
     engine.ask([linked(5)])
     heads = engine.encoded[5:]
-    assert heads and all(is_head(key) for key in heads)
+    assert heads and all(key.part != WHOLE for key in heads)
     engine.ask([linked(31), linked(6), linked(1), linked(32), travel()])
     assert len(engine.encoded) == 5 + len(heads)
     engine.ask([linked(33)])
     assert len(engine.encoded) > 5 + len(heads)
-    assert all(is_head(key) for key in engine.encoded[5:])
+    assert all(key.part != WHOLE for key in engine.encoded[5:])
 
 
 def test_heads_hold_no_blocks_and_go_with_their_units(engine: Engine) -> None:
@@ -123,7 +123,7 @@ def test_heads_hold_no_blocks_and_go_with_their_units(engine: Engine) -> None:
     assert after["units_resident"] > before["units_resident"]
     assert after["blocks_modules"] == before["blocks_modules"]
     engine.reclaim_all()
-    assert not any(is_head(key) for key in engine.store.units)
+    assert not any(key.part != WHOLE for key in engine.store.units)
     again = engine.ask([linked(5)])[0]
     assert report_of(again)["modules_encoded"] > 0
 
@@ -136,7 +136,7 @@ def test_a_head_alone_leaves_its_unit(engine: Engine, tiny_model: Path, oracle: 
     tokens, _ = oracle(tiny_model, prompt, 8)
     (output,) = engine.ask([prompt])
     assert tokens_of(output) == tokens
-    assert [is_head(key) for key in engine.encoded] == [False, True]
+    assert [key.part != WHOLE for key in engine.encoded] == [False, True]
     assert report_of(output)["modules_encoded"] == 1
 
 
@@ -144,16 +144,16 @@ def test_a_schema_s_heads_are_forgotten_with_it(engine: Engine) -> None:
     prompt = linked(5)
     engine.call("define", texts=units_to_wire(prompt.units))
     engine.ask([prompt])
-    engine.call("forget", units=[u.digest for u in prompt.units])
+    engine.call("forget", units=[u.placement for u in prompt.units])
     assert engine.call("stats")["units_known"] == 0
 
 
 def test_tenants_have_heads_of_their_own(engine: Engine) -> None:
     for salt in ("one", "two", "one", None):
         engine.ask([linked(5)], cache_salt=salt)
-    heads = [key for key in engine.encoded if is_head(key)]
+    heads = [key for key in engine.encoded if key.part != WHOLE]
     assert len(heads) == len(set(heads))
-    assert {key[1].tenant for key in heads} == {"one", "two", None}
+    assert {key.tenant for key in heads} == {"one", "two", None}
 
 
 def test_a_repaired_prompt_gives_the_same_after_a_reset(engine: Engine) -> None:
@@ -183,11 +183,11 @@ def test_a_later_turn_finds_what_an_earlier_one_repaired(engine: Engine) -> None
 def test_pinned_and_warmed_units_are_ready_for_the_default_repair(tiny_model: Path) -> None:
     with serving(tiny_model, prompt_cache={"repair": "link:5"}) as engine:
         prompt = travel("default")
-        digests = [u.digest for u in prompt.units]
+        placements = [u.placement for u in prompt.units]
         for operation in ("warm", "pin"):
             engine.call("define", texts=units_to_wire(prompt.units))
             pinned = engine.call("stats")["blocks_pinned"]
-            engine.call(operation, units=digests)
+            engine.call(operation, units=placements)
             engine.drain()
             num_encodings = len(engine.encoded)
             (cold,) = engine.ask([linked(5, prompt)], greedy(8))
@@ -197,8 +197,8 @@ def test_pinned_and_warmed_units_are_ready_for_the_default_repair(tiny_model: Pa
         engine.reclaim_all()
         assert engine.call("stats")["blocks_pinned"] > pinned
         assert report_of(engine.ask([linked(5, prompt)])[0])["modules_encoded"] == 0
-        engine.call("unpin", units=digests)
+        engine.call("unpin", units=placements)
         assert engine.call("stats")["units_pinned"] == 0
         for _ in range(2):
-            engine.call("forget", units=digests)
+            engine.call("forget", units=placements)
         assert engine.call("stats")["units_known"] == 0

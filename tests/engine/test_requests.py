@@ -15,6 +15,7 @@ from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, random_tokens, simple, travel, unit
 from tests.engine.support import Engine, SharedEngine, close_all, greedy, largest_error, serving, tokens_of
 from vllm_promptcache.blocks.wire import prompt_token_ids
+from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.contract.unit import Unit
 
 PLAIN = [random_tokens(20 + 37 * i % 400, f"plain {i}").tolist() for i in range(50)]
@@ -40,6 +41,21 @@ def test_logprobs_are_the_oracles(engine: Engine, tiny_model: Path, oracle: Orac
         assert largest_error(output, logprobs) < 1e-3
         assert output.outputs[0].logprobs is not None
         assert all(len(by_token) in (count, count + 1, 1) for by_token in output.outputs[0].logprobs)
+
+
+def test_units_that_stand_elsewhere_have_the_states_of_home_moved(
+    engine: Engine, tiny_model: Path, oracle: Oracle
+) -> None:
+    """Two units in the other order, and one of them twice; each has seen the root as far before it."""
+    root = unit("root", (0, 50))
+    first, second = unit("first", (50, 150), context=[root]), unit("second", (50, 100), context=[root])
+    moved = [CachedSegment(first, 0, 100, 150), CachedSegment(second, 0, 50, 260)]
+    prompt = plan(root, second, *moved, new(110, 5), new(310, 9))
+    tokens, logprobs = oracle(tiny_model, prompt, 8)
+    (output,) = engine.ask([prompt], greedy(8, logprobs=20))
+    assert tokens_of(output) == tokens
+    assert largest_error(output, logprobs) < 1e-3
+    assert output.num_cached_tokens == 50 + 50 + 100 + 50
 
 
 def test_several_samples_of_one_prompt(engine: Engine) -> None:

@@ -22,13 +22,14 @@ from tests.engine.support import Engine, composed, greedy, largest_error, servin
 from tests.reference import load_reference_model
 from tests.repairs import repair as repaired_by_definition
 from tests.selection import deviations, most_deviant
+from vllm_promptcache.blocks.heads import COPY
+from vllm_promptcache.blocks.unit_key import WHOLE
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.engine.comparison import APART
-from vllm_promptcache.engine.variant import is_copy, is_head
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.selection import TokenSelection
@@ -155,7 +156,7 @@ def test_whole_blocks_between_selected_tokens_are_shared(
     tokens, logprobs = oracle(tiny_model, prompt, 8)
     assert largest_error(output, logprobs) < MAX_ERROR
     assert tokens_of(output) == tokens
-    assert [(key[0], is_copy(key)) for key in engine.encoded] == [
+    assert [(key[0], key.part == COPY) for key in engine.encoded] == [
         (before.digest, False),
         (module.digest, True),
         (module.digest, False),
@@ -168,12 +169,12 @@ def test_one_copy_serves_all_that_is_selected_and_holds_no_blocks(engine: Engine
     before = engine.call("stats")
     engine.ask([scattered(travel())])
     copies = engine.encoded[5:]
-    assert copies and all(is_copy(key) for key in copies)
+    assert copies and all(key.part == COPY for key in copies)
     engine.ask([scattered(travel(), first=1), scattered(travel(), tail=True), travel()])
     assert engine.encoded[5:] == copies
     assert engine.call("stats")["blocks_modules"] == before["blocks_modules"]
     engine.reclaim_all()
-    assert not any(is_head(key) for key in engine.store.units if engine.store.units[key].whole in copies)
+    assert not any(key.part != WHOLE for key in engine.store.units if engine.store.units[key].whole in copies)
 
 
 def test_dropped_copies_are_made_again(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
@@ -184,7 +185,7 @@ def test_dropped_copies_are_made_again(engine: Engine, tiny_model: Path, oracle:
         assert tokens_of(output) == tokens
         assert largest_error(output, logprobs) < MAX_ERROR
         engine.reclaim_all()
-        for key in [k for k in engine.store.units if is_copy(k)]:
+        for key in [k for k in engine.store.units if k.part == COPY]:
             engine.store.discard(key)
     assert len(engine.encoded) > len(set(engine.encoded))
 
@@ -194,7 +195,7 @@ def test_copies_that_nobody_asks_for_are_bounded(engine: Engine) -> None:
     for number in range(9):
         module = unit(f"bounded {number}", (1000, 1000 + limit // 8))
         engine.ask([scattered(plan(module, new(0, 1), new(1000 + limit // 8, 3)))])
-    copies = [u for u in engine.store.units.values() if is_copy(u.key)]
+    copies = [u for u in engine.store.units.values() if u.key.part == COPY]
     assert limit // 2 < sum(u.geometry.num_rows for u in copies) <= limit
 
 
@@ -241,7 +242,7 @@ def test_a_schema_s_copies_are_forgotten_with_it(engine: Engine) -> None:
     prompt = scattered(travel("gone"))
     engine.call("define", texts=units_to_wire(prompt.units))
     engine.ask([prompt])
-    engine.call("forget", units=[u.digest for u in prompt.units])
+    engine.call("forget", units=[u.placement for u in prompt.units])
     assert engine.call("stats")["units_known"] == 0
 
 
@@ -269,11 +270,11 @@ def test_units_are_compared_once(engine: Engine, tiny_model: Path) -> None:
     assert engine.encoded == encoded
     assert ask_for(selection, layout, [c, a]) == [4, 7]
     again = engine.encoded[len(encoded) :]
-    assert {(key[0].split()[0], is_copy(key)) for key in again} == {(b.digest, False), (c.digest, True)}
+    assert {(key[0].split()[0], key.part == COPY) for key in again} == {(b.digest, False), (c.digest, True)}
     # What was encoded in company is gone; the copies are there for the requests that follow.
     assert not any(" after " in key[0] for key in engine.store.units)
     asked = repaired(plan(a, b, new(179, 3)), Repair(select=Fraction(1, 2)), {b: np.array([40])})
-    assert all(not is_copy(key) for key in engine.encoded[len(encoded) + len(again) :])
+    assert all(key.part != COPY for key in engine.encoded[len(encoded) + len(again) :])
     assert report_of(engine.ask([asked])[0])["tokens_repaired"] == 1
 
 
@@ -281,8 +282,8 @@ def test_what_is_not_shared_is_found_by_nobody(engine: Engine, tiny_model: Path)
     layout = notes(tiny_model)
     _, a, b, _ = layout.units
     assert ask_for(selection_of(engine), layout, [b], is_shared=False) == [10]
-    assert {key[1].adapter for key in engine.encoded} == {APART}
-    assert not any(is_copy(key) for key in engine.store.units)
+    assert {key.adapter for key in engine.encoded} == {APART}
+    assert not any(key.part == COPY for key in engine.store.units)
     assert report_of(engine.ask([plan(a, b, new(179, 3))])[0])["modules_encoded"] == 2
 
 

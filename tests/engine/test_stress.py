@@ -100,7 +100,7 @@ class Stress:
         assert not self.asked
         for index, holders in enumerate(self.defined):
             for _ in range(holders):
-                self.engine.call("forget", units=self.digests(index))
+                self.engine.call("forget", units=self.placements(index))
         self.engine.check()
         assert self.engine.llm_engine.reset_prefix_cache()
         stats = self.engine.call("stats")
@@ -120,8 +120,8 @@ class Stress:
                 assert tokens == self.expected[index][: len(tokens)]
                 self.num_finished += 1
 
-    def digests(self, schema: int) -> list[str]:
-        return [u.digest for u in self.schemas[schema]]
+    def placements(self, schema: int) -> list[Any]:
+        return [u.placement for u in self.schemas[schema]]
 
     # -- operations ------------------------------------------------------------------------------
 
@@ -169,23 +169,23 @@ class Stress:
     def forget(self) -> None:
         index = self.random.randrange(len(self.schemas))
         if self.defined[index]:
-            self.engine.call("forget", units=self.digests(index))
+            self.engine.call("forget", units=self.placements(index))
             self.defined[index] -= 1
 
     def pin(self) -> None:
         index = self.random.randrange(len(self.schemas))
         if self.defined[index]:
-            chosen = self.random.sample(self.digests(index), 2)
+            chosen = self.random.sample(self.placements(index), 2)
             self.engine.call("pin", units=chosen)
         assert self.engine.store.num_pinned_blocks <= self.engine.store.pin_limit
 
     def unpin(self) -> None:
-        self.engine.call("unpin", units=self.digests(self.random.randrange(len(self.schemas))))
+        self.engine.call("unpin", units=self.placements(self.random.randrange(len(self.schemas))))
 
     def warm(self) -> None:
         index = self.random.randrange(len(self.schemas))
         if self.defined[index]:
-            self.engine.call("warm", units=self.digests(index))
+            self.engine.call("warm", units=self.placements(index))
 
     def reset(self) -> None:
         self.engine.llm_engine.reset_prefix_cache(reset_running_requests=self.random.random() < 0.5)

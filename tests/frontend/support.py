@@ -13,12 +13,11 @@ with warnings.catch_warnings():
     from vllm.v1.core.block_pool import BlockPool
 
 from tests.byte_tokenizer import CHATML, byte_tokenizer
-from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.module_control import ModuleControl
 from vllm_promptcache.engine.module_store import ModuleStore, Residency
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
-from vllm_promptcache.engine.variant import Variant
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import Composer
 from vllm_promptcache.frontend.documents import LayoutBuilder
@@ -37,11 +36,9 @@ class StoreLink:
 
     def __init__(self, num_blocks: int = 200, pin_limit: int = 20, link_tokens: int = 0) -> None:
         self.pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=BLOCK_SIZE)
-        self.store = ModuleStore(self.pool, BLOCK_SIZE, pin_limit)
+        self.store = ModuleStore(self.pool, BLOCK_SIZE, pin_limit, MAX_MODEL_LEN)
         self.catalog = UnitCatalog()
-        self.control = ModuleControl(
-            self.store, self.catalog, Variant(), self._encode, lambda: None, link_tokens
-        )
+        self.control = ModuleControl(self.store, self.catalog, self._encode, lambda: None, link_tokens)
         self.calls: list[str] = []
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +59,7 @@ class StoreLink:
     def _encode(self, keys: Iterable[UnitKey]) -> None:
         for key in keys:
             unit = self.store.units[key]
-            self._encode(unit.text.context)
+            self._encode(unit.context)
             if unit.residency is Residency.ABSENT:
                 self.store.begin_encoding(key)
                 self.store.allocate(key)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.byte_tokenizer import byte_tokenizer, plan_lines
 from tests.frontend.support import MAX_MODEL_LEN, FrontEnd, StoreLink, schema
-from vllm_promptcache.blocks.wire import composition_from_wire
+from vllm_promptcache.blocks.wire import composition_from_wire, keys_from_wire
 from vllm_promptcache.contract.repair import FULL, NONE, Repair
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.composer import ComposedPrompt, Turns
@@ -58,15 +58,15 @@ def test_the_wire_names_registered_units_and_describes_others(front_end: FrontEn
     other = TRAVEL.replace("travel", "journey").replace("snow.", "ice.")
     (inline,) = text(front_end, f"<pml>{other}<prompt schema='journey'><snow/></prompt></pml>", "Go")
     wire = inline.to_wire()
-    assert set(wire["texts"]) == set(wire["units"]) and len(wire["units"]) == 2
-    assert composition_from_wire(wire).num_tokens == len(inline.token_ids)
+    assert set(wire["texts"]) == {digest for digest, _ in wire["units"]} and len(wire["units"]) == 2
+    assert composition_from_wire(wire, keys_from_wire(wire["units"])).num_tokens == len(inline.token_ids)
 
 
 def test_a_prompt_composed_before_its_schema_went_brings_the_texts(front_end: FrontEnd) -> None:
     """Between composing and sending, a schema can be replaced: the engine must not be asked for it."""
     (prompt,) = text(front_end, PROMPT, "Go")
     front_end.register(TRAVEL.replace("snow.", "ice."))
-    assert set(prompt.to_wire()["texts"]) == set(prompt.to_wire()["units"])
+    assert set(prompt.to_wire()["texts"]) == {digest for digest, _ in prompt.to_wire()["units"]}
     (newer,) = text(front_end, PROMPT, "Go")
     assert "texts" not in newer.to_wire() and newer.plan.digest != prompt.plan.digest
 

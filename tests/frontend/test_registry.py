@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from tests.frontend.support import FrontEnd, StoreLink, nothing_changes, schema
+from vllm_promptcache.engine.accounting import stats
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.errors import RefusedError
@@ -38,7 +39,7 @@ def test_another_content_is_a_new_version_and_the_old_one_is_withdrawn() -> None
     new = front_end.registry["travel"]
     assert new is not old and new.is_defined and not old.is_defined
     # What both versions have in common is known once more, the rest of the old one no longer.
-    assert set(front_end.link.catalog._holders) == set(new.digests)
+    assert set(front_end.link.catalog._holders) == {digest for digest, _ in new.placements}
     assert front_end.registry.layouts == {"travel": new.layout}
 
 
@@ -214,9 +215,9 @@ def test_changes_wait_for_each_other() -> None:
         await asyncio.gather(*(front_end.registry.register(v, pin=True) for v in versions))
 
     asyncio.run(register_all())
-    assert set(link.catalog._holders) == set(front_end.registry["travel"].digests)
+    assert set(link.catalog._holders) == {digest for digest, _ in front_end.registry["travel"].placements}
     assert set(link.catalog._holders.values()) == {1}
-    assert link.store.num_pinned_blocks == link.store.stats()["blocks_modules"]
+    assert link.store.num_pinned_blocks == stats(link.store)["blocks_modules"]
 
 
 def test_a_coroutine_that_waits_is_no_script() -> None:
@@ -234,7 +235,7 @@ def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -
         front_end.register(TRAVEL, pin=True)
     stores = [front_end.link.store for front_end in (plain, linked)]
     assert stores[0].num_pinned_blocks == stores[1].num_pinned_blocks
-    pinned = [store.stats()["units_pinned"] for store in stores]
+    pinned = [stats(store)["units_pinned"] for store in stores]
     assert pinned[1] > pinned[0]
     assert linked.residencies("travel") == plain.residencies("travel")
     run_sync(linked.registry.unpin("travel"))

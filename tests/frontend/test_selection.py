@@ -72,7 +72,7 @@ def test_a_tenant_s_own_schema_is_compared_apart() -> None:
         front_end = FrontEnd()
         prompt = ask(front_end, f"<pml>{NOTES}{PROMPT}</pml>", "select:0.1", tenant=tenant)
         assert prompt.plan.num_repaired_tokens == 3
-        assert {key[1].adapter for key in front_end.link.store.units} == expected  # type: ignore[index]
+        assert {key.adapter for key in front_end.link.store.units} == expected
 
 
 def test_schemas_are_ready_for_the_default(front_end: FrontEnd) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import dropwhile, pairwise
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.geometry import find_pieces
-
-UnitKey = Hashable
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 
 class Reused(NamedTuple):
-    """The half-open token range ``[start, end)`` of a unit: kept, and within one piece."""
+    """The half-open token range ``[start, end)`` of a unit: kept, and within one piece.
+
+    Its key says where the unit stands.
+    """
 
     unit: UnitKey
     start: int
@@ -79,41 +81,52 @@ class Composition:
         return cached + new
 
 
+class Seen(NamedTuple):
+    """A context unit: its digest, and how far its first token stands from that of the unit which sees it."""
+
+    digest: str
+    offset: int
+
+
 @dataclass(frozen=True, eq=False)
 class UnitText:
-    """What is needed to encode a unit: arrays and breaks as in a plan's unit, and context keys."""
+    """What is needed to encode a unit, wherever it stands.
+
+    ``token_ids``, ``positions`` (counted from the unit's first token) and ``kept`` are ``(tokens,)``
+    arrays as in a plan's unit. ``home`` is a position at which its context really stands.
+    """
 
     token_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
     kept: NDArray[np.bool_]
-    context: tuple[UnitKey, ...]
+    context: tuple[Seen, ...]
     breaks: tuple[int, ...] = ()
+    home: int = 0
 
-    def equals(self, other: UnitText) -> bool:
-        """Whether both say the same text at the same positions in the same context."""
-        return (self.context, self.breaks) == (other.context, other.breaks) and all(
-            np.array_equal(getattr(self, name), getattr(other, name))
-            for name in ("token_ids", "position_ids", "kept")
-        )
+    def context_keys(self, key: UnitKey) -> tuple[UnitKey, ...]:
+        """The units that are seen where the unit is called ``key``."""
+        return tuple([key.beside(*seen) for seen in self.context])
 
 
-def compose_encoding(text: UnitText, context: dict[UnitKey, UnitText]) -> tuple[Composition, list[int]]:
-    """The request that encodes a unit: its context reused, its own tokens computed.
+def compose_encoding(
+    text: UnitText, position: int, context: Mapping[UnitKey, UnitText]
+) -> tuple[Composition, list[int]]:
+    """The request that encodes a unit at a position: its context reused, its own tokens computed.
 
     Returns the composition and the token IDs of the whole request in position order. Only context
     pieces that stand before the unit's last token matter; they lie between its runs, never inside one.
     """
     items: list[tuple[int, Reused | Computed, list[int]]] = []
-    for key in text.context:
-        unit = context[key]
-        for start, end in zip(*find_pieces(unit.position_ids, unit.kept, unit.breaks), strict=True):
-            position = int(unit.position_ids[start])
-            if position < text.position_ids[-1]:
+    own = text.positions + position
+    for key, unit in context.items():
+        for start, end in zip(*find_pieces(unit.positions, unit.kept, unit.breaks), strict=True):
+            first = int(unit.positions[start]) + key.position
+            if first < own[-1]:
                 tokens = unit.token_ids[start:end].tolist()
-                items.append((position, Reused(key, int(start), int(end)), tokens))
-    bounds = [0, *(np.flatnonzero(np.diff(text.position_ids) != 1) + 1).tolist(), len(text.token_ids)]
+                items.append((first, Reused(key, int(start), int(end)), tokens))
+    bounds = [0, *(np.flatnonzero(np.diff(own) != 1) + 1).tolist(), len(text.token_ids)]
     for start, end in pairwise(bounds):
-        position = int(text.position_ids[start])
-        items.append((position, Computed(position, end - start), text.token_ids[start:end].tolist()))
+        first = int(own[start])
+        items.append((first, Computed(first, end - start), text.token_ids[start:end].tolist()))
     items.sort(key=lambda item: item[0])
     return Composition(tuple(i for _, i, _ in items)), [t for _, _, ids in items for t in ids]

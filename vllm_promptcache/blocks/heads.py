@@ -13,13 +13,14 @@ serve requests with and without repairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 from vllm_promptcache.contract.unit import token_after_kept
 
 # Stands for the copy of a unit where the end of a head is asked for.
@@ -45,12 +46,13 @@ def head_end_of_link(text: UnitText, unit: UnitGeometry, link_tokens: int) -> in
 def head_text(text: UnitText, end: int) -> UnitText:
     """A unit's text up to token ``end``."""
     breaks = tuple(token for token in text.breaks if token < end)
-    return UnitText(text.token_ids[:end], text.position_ids[:end], text.kept[:end], text.context, breaks)
+    arrays = (text.token_ids[:end], text.positions[:end], text.kept[:end])
+    return UnitText(*arrays, text.context, breaks, text.home)
 
 
-def lay_out_head(text: UnitText, block_size: int) -> UnitGeometry:
+def lay_out_head(text: UnitText, position: int, block_size: int) -> UnitGeometry:
     """The geometry of a head: rows for its last ``block_size`` tokens, all kept, and nothing else."""
-    whole = lay_out_unit(text.position_ids, text.kept, block_size, text.breaks)
+    whole = lay_out_unit(text.positions + position, text.kept, block_size, text.breaks)
     nowhere = np.full(len(text.kept), -1, np.int64)
     rows = nowhere.copy()
     rows[-block_size:] = np.arange(block_size)
@@ -60,9 +62,9 @@ def lay_out_head(text: UnitText, block_size: int) -> UnitGeometry:
     )
 
 
-def lay_out_copy(text: UnitText, block_size: int) -> UnitGeometry:
+def lay_out_copy(text: UnitText, position: int, block_size: int) -> UnitGeometry:
     """The geometry of a unit's copy: rows for all of its kept tokens, and nothing else."""
-    whole = lay_out_unit(text.position_ids, text.kept, block_size, text.breaks)
+    whole = lay_out_unit(text.positions + position, text.kept, block_size, text.breaks)
     return replace(
         whole,
         first_blocks=np.zeros_like(whole.first_blocks),
@@ -119,3 +121,8 @@ def _around_blocks(item: Reused, unit: UnitGeometry, copy: UnitKey) -> list[Reus
         return [Reused(copy, item.start, item.end)]
     parts = [Reused(copy, item.start, first), Reused(item.unit, first, last), Reused(copy, last, item.end)]
     return [part for part in parts if part.start < part.end]
+
+
+def whole_units(keys: Iterable[UnitKey]) -> set[UnitKey]:
+    """The units that keys are of, whole or as copies; a head counts with what is behind it."""
+    return {key.whole for key in keys if key.part in (WHOLE, COPY)}

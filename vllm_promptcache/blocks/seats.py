@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.geometry import UnitGeometry
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 
 class SharedBlocks(NamedTuple):

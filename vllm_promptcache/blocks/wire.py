@@ -1,22 +1,23 @@
 """What a request tells the engine: lists, strings and bytes that pass through ``extra_args``.
 
-``SamplingParams.extra_args["prompt_cache"]`` holds ``units`` (digests), ``items`` (three integers an
-item: unit index, start, end; or -1, first position, tokens) and, for units the engine may not have been
-told of, ``texts`` by digest. The prompt itself travels in position order.
+``SamplingParams.extra_args["prompt_cache"]`` holds ``units`` (digest and position of each that is
+reused), ``items`` (three integers an item: unit index, start, end; or -1, first position, tokens) and, for
+units the engine may not have been told of, ``texts`` by digest. The prompt itself travels in position order.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitKey, UnitText
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, Seen, UnitText
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
-from vllm_promptcache.contract.unit import Unit, digest_of
+from vllm_promptcache.contract.unit import Placement, Unit, digest_of
 
 EXTRA_ARG = "prompt_cache"
 
@@ -28,21 +29,22 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -
     taken from the prefix cache. ``repaired`` are the plan's ranges of repaired tokens, if it has any.
     New segments at consecutive positions become one run.
     """
-    indices = {unit: index for index, unit in enumerate(plan.units)}
+    indices: dict[Placement, int] = {}
     items: list[int] = []
     for segment in plan.segments:
         if isinstance(segment, CachedSegment):
-            unit, start = segment.unit, segment.start
-            for cut in unit.breaks:
+            index = indices.setdefault(segment.placement, len(indices))
+            start = segment.start
+            for cut in segment.unit.breaks:
                 if start < cut < segment.end:
-                    items += (indices[unit], start, cut)
+                    items += (index, start, cut)
                     start = cut
-            items += (indices[unit], start, segment.end)
+            items += (index, start, segment.end)
         elif items and items[-3] < 0 and items[-2] + items[-1] == segment.first_position:
             items[-1] += segment.num_tokens
         else:
             items += (-1, segment.first_position, segment.num_tokens)
-    wire: dict[str, Any] = {"units": [unit.digest for unit in plan.units], "items": items}
+    wire: dict[str, Any] = {"units": [list(placement) for placement in indices], "items": items}
     if num_history_tokens:
         wire["history"] = num_history_tokens
     if plan.repaired_ranges:
@@ -83,25 +85,39 @@ def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
         texts.update(units_to_wire(c for c in unit.context if c.digest not in texts))
         texts[unit.digest] = [
             np.ascontiguousarray(unit.token_ids, np.int64).tobytes(),
-            np.ascontiguousarray(unit.position_ids, np.int64).tobytes(),
+            np.ascontiguousarray(unit.position_ids - unit.home, np.int64).tobytes(),
             np.ascontiguousarray(unit.kept, bool).tobytes(),
-            [context.digest for context in unit.context],
+            [[context.digest, context.home - unit.home] for context in unit.context],
             list(unit.breaks),
+            unit.home,
         ]
     return texts
 
 
-def composition_from_wire(wire: Mapping[str, Any], keys: Sequence[UnitKey] | None = None) -> Composition:
-    """The composition a request asks for, its units named by ``keys``, or by digest.
+def keys_from_wire(
+    units: Iterable[Any], adapter: tuple[str, ...] | None = None, tenant: str | None = None
+) -> list[UnitKey]:
+    """What the engine calls units, given by digest and position, of an adapter and a tenant.
+
+    Raises:
+        TypeError, ValueError: they are not given so.
+    """
+    keys = [UnitKey(digest, position, adapter, tenant) for digest, position in units]
+    if not all(type(key.digest) is str and type(key.position) is int for key in keys):
+        raise TypeError("units are given by digest and position")
+    return keys
+
+
+def composition_from_wire(wire: Mapping[str, Any], keys: Sequence[UnitKey]) -> Composition:
+    """The composition a request asks for, its units called by ``keys``.
 
     Raises:
         LookupError, TypeError, ValueError: the wire is malformed. Its items are not yet checked against
             the units: see ``take_seats``.
     """
-    units, flat = wire["units"], wire["items"]
-    if not {int}.issuperset(map(type, flat)) or not {str}.issuperset(map(type, units)):
-        raise TypeError("a composition's items are integers, its units digests")
-    keys = units if keys is None else keys
+    flat = wire["items"]
+    if not {int}.issuperset(map(type, flat)):
+        raise TypeError("a composition's items are integers")
     triples = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     return Composition(tuple([Reused(keys[a], b, c) if a >= 0 else Computed(b, c) for a, b, c in triples]))
 
@@ -114,11 +130,11 @@ def ranges_from_wire(ranges: Iterable[Any]) -> tuple[tuple[int, int], ...]:
     return pairs
 
 
-def wire_identity(wire: Mapping[str, Any], variant: Hashable) -> bytes:
-    """A digest of all that a composition says, but for the length of the last run, and of a variant."""
+def wire_identity(wire: Mapping[str, Any], keys: Sequence[UnitKey], adapter: Any, tenant: Any) -> bytes:
+    """A digest of all that a composition says, but for the length of the last run, and of who asks."""
     items = array("q", wire["items"][:-1])
     digest = blake2b(items.tobytes(), digest_size=32)
-    digest.update("".join((*wire["units"], repr(variant))).encode())
+    digest.update(repr(([(key.digest, key.position) for key in keys], adapter, tenant)).encode())
     return digest.digest()
 
 
@@ -128,17 +144,19 @@ def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:
     Raises:
         ValueError: a text does not have the digest it comes under. States are kept by digest, so one
             that lied would answer later requests with another text.
+        TypeError: a text is not one.
     """
     found: dict[str, UnitText] = {}
-    for digest, (tokens, positions, kept, context, breaks) in texts.items():
+    for digest, (tokens, positions, kept, context, breaks, home) in texts.items():
         text = UnitText(
             np.frombuffer(tokens, np.int64),
             np.frombuffer(positions, np.int64),
             np.frombuffer(kept, bool),
-            tuple(context),
+            tuple([Seen(*seen) for seen in context]),
             tuple(breaks),
+            int(home),
         )
-        if digest_of(text.token_ids, text.position_ids, text.kept, context, breaks) != digest:
+        if digest_of(text.token_ids, text.positions, text.kept, text.context, text.breaks) != digest:
             raise ValueError(f"a unit's text does not have the digest {digest}")
         found[digest] = text
     return found

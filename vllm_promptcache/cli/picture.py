@@ -89,7 +89,7 @@ def _tokens(segment: Segment) -> tuple[list[int], int]:
     """A segment's token IDs and first position."""
     if isinstance(segment, CachedSegment):
         ids = segment.unit.token_ids[segment.start : segment.end]
-        return ids.tolist(), int(segment.unit.position_ids[segment.start])
+        return ids.tolist(), segment.first_position
     return list(segment.token_ids), segment.first_position
 
 

@@ -17,24 +17,45 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "num_new_tokens": plan.num_new_tokens,
         "num_repaired_tokens": plan.num_repaired_tokens,
         "next_position": plan.next_position,
-        "units": [_unit(unit) for unit in plan.units],
+        "units": [_unit(unit, moved) for unit, moved in _placed(plan)],
         "segments": [_segment(segment) for segment in plan.segments],
     }
 
 
-def _unit(unit: Unit) -> dict[str, Any]:
+def _placed(plan: Plan) -> list[tuple[Unit, int]]:
+    """The plan's units and how far from home they stand, contexts first: a unit that stands elsewhere has
+    seen its context as far away, which is listed once more there."""
+    placed = dict.fromkeys((unit, 0) for unit in plan.units)
+
+    def add(unit: Unit, moved: int) -> None:
+        if (unit, moved) not in placed:
+            for seen in unit.context:
+                add(seen, moved)
+            placed[unit, moved] = None
+
+    for segment in plan.segments:
+        if isinstance(segment, CachedSegment):
+            add(segment.unit, segment.moved)
+    return list(placed)
+
+
+def _name(unit: Unit, moved: int) -> str:
+    return f"{unit.id}@{unit.home + moved}" if moved else unit.id
+
+
+def _unit(unit: Unit, moved: int) -> dict[str, Any]:
     return {
-        "id": unit.id,
-        "context": [seen.id for seen in unit.context],
+        "id": _name(unit, moved),
+        "context": [_name(seen, moved) for seen in unit.context],
         "token_ids": unit.token_ids.tolist(),
-        "position_ids": unit.position_ids.tolist(),
+        "position_ids": (unit.position_ids + moved).tolist(),
         "kept": unit.kept.tolist(),
     }
 
 
 def _segment(segment: Segment) -> dict[str, Any]:
     if isinstance(segment, CachedSegment):
-        return {"unit": segment.unit.id, "start": segment.start, "end": segment.end}
+        return {"unit": _name(segment.unit, segment.moved), "start": segment.start, "end": segment.end}
     return {
         "new": True,
         **({"repaired": True} if segment.is_repair else {}),

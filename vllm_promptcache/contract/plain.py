@@ -17,5 +17,5 @@ def plain_tokens(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _arrays(segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if isinstance(segment, CachedSegment):
         part = slice(segment.start, segment.end)
-        return segment.unit.token_ids[part], segment.unit.position_ids[part]
+        return segment.unit.token_ids[part], segment.unit.position_ids[part] + segment.moved
     return np.array(segment.token_ids, np.int64), segment.position_ids

@@ -13,27 +13,60 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
+
+_HOME = -1
 
 
 @dataclass(frozen=True, slots=True)
 class CachedSegment:
-    """The half-open range ``[start, end)`` of a unit's tokens, all of them kept, reused as encoded."""
+    """The half-open range ``[start, end)`` of a unit's tokens, all of them kept, reused as encoded.
+
+    ``position`` is where the unit's first token stands in this prompt; at home if it is not given.
+    """
 
     unit: Unit
     start: int
     end: int
+    position: int = _HOME
+
+    def __post_init__(self) -> None:
+        if self.position == _HOME:
+            object.__setattr__(self, "position", self.unit.home)
 
     @property
     def num_tokens(self) -> int:
         """How many tokens the segment reuses."""
         return self.end - self.start
 
+    @property
+    def placement(self) -> Placement:
+        """The unit where it stands."""
+        return Placement(self.unit.digest, self.position)
+
+    @property
+    def moved(self) -> int:
+        """How much further on than at home the unit stands, in positions."""
+        return self.position - self.unit.home
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token."""
+        return int(self.unit.position_ids[self.start]) + self.moved
+
+    @property
+    def end_position(self) -> int:
+        """One after the position of the last token."""
+        return int(self.unit.position_ids[self.end - 1]) + self.moved + 1
+
+    def part(self, start: int, end: int) -> CachedSegment:
+        """Another range of the unit, standing where this one does."""
+        return CachedSegment(self.unit, start, end, self.position)
+
     def renew(self, end: int, repair: str) -> NewSegment:
         """The tokens from the start up to ``end``, new: ``repair`` names why."""
-        first_position = int(self.unit.position_ids[self.start])
         source = f"{repair}:{self.unit.id}"
-        return NewSegment(self.unit.token_list[self.start : end], first_position, source, is_repair=True)
+        return NewSegment(self.unit.token_list[self.start : end], self.first_position, source, is_repair=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.engine.accounting import check_integrity
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.module_store import ModuleStore
 
@@ -37,7 +38,7 @@ class PromptCacheBlockManager(KVCacheManager):
         usable = pool.num_gpu_blocks - 1
         one_request = -(-self.max_model_len // size)
         pin_limit = max(min(int(pin_fraction * usable), usable - one_request), 0)
-        self.store = ModuleStore(pool, size, pin_limit)
+        self.store = ModuleStore(pool, size, pin_limit, self.max_model_len)
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         """A composed request's cached tokens are computed; their blocks enter when it is admitted."""
@@ -151,9 +152,9 @@ class PromptCacheBlockManager(KVCacheManager):
         return super().reset_prefix_cache()
 
     def check_integrity(self) -> None:
-        """Check block accounting; see ``ModuleStore.check_integrity``."""
+        """Check block accounting; see ``accounting.check_integrity``."""
         tables = self.coordinator.single_type_managers[0].req_to_blocks.values()
-        self.store.check_integrity(tables)
+        check_integrity(self.store, tables)
 
     def _drop_for(self, request: Request, composed: ComposedRequest | None) -> Iterator[UnitKey]:
         """Drop idle units, the least recently used first, one at each step.

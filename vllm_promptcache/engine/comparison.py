@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.composition import Seen
 from vllm_promptcache.blocks.heads import COPY
-from vllm_promptcache.blocks.wire import texts_from_wire
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.blocks.wire import keys_from_wire, texts_from_wire
 from vllm_promptcache.engine.module_store import ModuleStore, Residency
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
-from vllm_promptcache.engine.variant import Variant, head_key
 
 # Calls a method of all workers by its name: ``(method, args=...)``, the answers in a list.
 CallWorkers = Callable[..., list[Any]]
@@ -32,12 +32,10 @@ class Comparison:
         self,
         store: ModuleStore,
         catalog: UnitCatalog,
-        variant: Variant,
         start_encoding: Callable[[Iterable[UnitKey]], None],
     ):
         self._store = store
         self._catalog = catalog
-        self._variant = variant
         self._start_encoding = start_encoding
 
     def compare(self, payload: dict[str, Any], call_workers: CallWorkers) -> dict[str, Any]:
@@ -47,28 +45,29 @@ class Comparison:
         ``texts`` are of all units in pairs and in their contexts. Unless ``shared``, no request finds
         what is encoded here.
         """
-        variant = self._variant if payload["shared"] else self._variant._replace(adapter=APART)
+        adapter = None if payload["shared"] else APART
         given = texts_from_wire(payload["texts"])
         deviations: dict[str, list[float]] = {}
         absent: list[UnitKey] = []
         try:
-            for digest, company in payload["pairs"]:
-                alone = head_key((digest, variant), COPY)
-                accompanied = head_key((f"{digest} after {company}", variant), COPY)
+            for pair in payload["pairs"]:
+                key, company = keys_from_wire(pair, adapter)
+                name, digest, alone = f"{key.digest} at {key.position}", key.digest, key.head(COPY)
+                accompanied = alone._replace(digest=f"{digest} after {company.digest} at {company.position}")
                 if all(self._is_resident(key) for key in (alone, accompanied)):
                     parts = call_workers("compare_module_states", args=(alone, accompanied))
-                    deviations[digest] = _deviations(parts)
+                    deviations[name] = _deviations(parts)
                     self._store.discard(accompanied)
                     if not payload["shared"]:
                         self._store.discard(alone)
                     continue
-                texts = self._catalog.keyed([digest, company], given, variant)
-                text = texts[digest, variant]
-                texts[alone] = text
-                texts[accompanied] = replace(text, context=(*text.context, (company, variant)))
-                for key in (alone, accompanied):
-                    absent.append(self._store.name(key, texts).key)
-                self._store.check_room_alone((company, variant))
+                texts = self._catalog.texts_of([digest, company.digest], given)
+                seen = Seen(company.digest, company.position - key.position)
+                text = texts[digest]
+                texts[accompanied.digest] = replace(text, context=(*text.context, seen))
+                for copy in (alone, accompanied):
+                    absent.append(self._store.name(copy, texts).key)
+                self._store.check_room_alone(company)
                 self._store.check_room_alone(accompanied)
             self._start_encoding(absent)
         except ValueError as error:

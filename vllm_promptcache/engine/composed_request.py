@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from vllm_promptcache.blocks.composition import Composition, UnitKey
+from vllm_promptcache.blocks.composition import Composition
+from vllm_promptcache.blocks.heads import whole_units
 from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.stream_hasher import new_tokens_before
-from vllm_promptcache.engine.variant import whole_units
 
 
 @dataclass(eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.seats import EdgeRows, Seats
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from vllm_promptcache import compat
-from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.rows import Chunk, Rows, moved_tokens, positions_of, split_rows
 from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.messages import Seating
 from vllm_promptcache.engine.row_store import RowStore
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.heads import head_end_of_link
-from vllm_promptcache.blocks.wire import texts_from_wire
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.blocks.wire import keys_from_wire, texts_from_wire
+from vllm_promptcache.engine.accounting import stats
 from vllm_promptcache.engine.comparison import CallWorkers, Comparison
 from vllm_promptcache.engine.module_store import ModuleStore, Residency
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
-from vllm_promptcache.engine.variant import Variant, head_key
 
 
 class ModuleControl:
-    """Registered schemas' units, as the front end sees them: by digest, without adapter or tenant.
+    """Registered schemas' units, as the front end sees them: by placement, without adapter or tenant.
 
     Calls take and return plain types, which pass between processes. They run between steps. Where
     requests repair with ``link_tokens`` by default, pinning and warming a unit includes its head for them.
@@ -25,15 +25,13 @@ class ModuleControl:
         self,
         store: ModuleStore,
         catalog: UnitCatalog,
-        variant: Variant,
         start_encoding: Callable[[Iterable[UnitKey]], None],
         check_integrity: Callable[[], None],
         link_tokens: int = 0,
     ):
         self.store = store
         self.catalog = catalog
-        self.variant = variant
-        self.comparison = Comparison(store, catalog, variant, start_encoding)
+        self.comparison = Comparison(store, catalog, start_encoding)
         self._start_encoding = start_encoding
         self._check_integrity = check_integrity
         self._link_tokens = link_tokens
@@ -58,15 +56,16 @@ class ModuleControl:
     def _define(self, payload: dict[str, Any]) -> dict[str, Any]:
         texts = texts_from_wire(payload["texts"])
         self.catalog.define(texts)
-        for key in [k for k in self.store.units if k[0] in texts]:  # type: ignore[index]
+        for key in [key for digest in texts for key in self.store.placements_of(digest)]:
             self.store.revive(key)
         return {}
 
     def _forget(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Withdraw a schema's units; their blocks are freed when the last request using them ends."""
-        self.catalog.forget(payload["units"])
-        gone = {digest for digest in payload["units"] if digest not in self.catalog}
-        for key in [k for k in self.store.units if k[0] in gone]:  # type: ignore[index]
+        digests = list(dict.fromkeys(key.digest for key in keys_from_wire(payload["units"])))
+        self.catalog.forget(digests)
+        gone = [digest for digest in digests if digest not in self.catalog]
+        for key in [key for digest in gone for key in self.store.placements_of(digest)]:
             if key in self.store.units:  # not gone already with a unit that it was context of
                 self.store.retire(key)
         return {}
@@ -81,7 +80,7 @@ class ModuleControl:
         return {"pinned": pinned, **self._stats({})}
 
     def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        keys = [k for d in payload["units"] if (k := (d, self.variant)) in self.store.units]
+        keys = [key for key in keys_from_wire(payload["units"]) if key in self.store.units]
         heads = [head for key in keys if (head := self._head_key(key)) in self.store.units]
         self.store.unpin([*heads, *keys])
         return self._stats({})
@@ -100,10 +99,10 @@ class ModuleControl:
             self.store.unname(key)
         return {"refused": refused, **self._stats({})}
 
-    def _known_keys(self, digests: list[str]) -> list[UnitKey]:
+    def _known_keys(self, placements: list[list[Any]]) -> list[UnitKey]:
         """Keys of units, each with a holder more, and of their heads for link tokens by default."""
-        texts = self.catalog.keyed(digests, {}, self.variant)
-        keys: list[UnitKey] = [(digest, self.variant) for digest in digests]
+        keys = keys_from_wire(placements)
+        texts = self.catalog.texts_of((key.digest for key in keys), {})
         for key in keys:
             self.store.name(key, texts)
         return [*keys, *(self.store.name_head(key, end).key for key in keys if (end := self._head_end(key)))]
@@ -115,12 +114,12 @@ class ModuleControl:
 
     def _head_key(self, key: UnitKey) -> UnitKey | None:
         end = self._head_end(key)
-        return head_key(key, end) if end else None
+        return key.head(end) if end else None
 
     def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
         units = []
-        for digest in payload["units"]:
-            unit = self.store.units.get((digest, self.variant))
+        for key in keys_from_wire(payload["units"]):
+            unit = self.store.units.get(key)
             residency = unit.residency if unit is not None else Residency.ABSENT
             units.append(
                 {
@@ -133,7 +132,7 @@ class ModuleControl:
         return {"units": units}
 
     def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return self.store.stats()
+        return stats(self.store)
 
     def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
         self._check_integrity()

@@ -6,16 +6,16 @@ import enum
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from vllm_promptcache.blocks.composition import Composition, UnitKey, UnitText
+from vllm_promptcache.blocks.checks import check_place
+from vllm_promptcache.blocks.composition import Composition, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import COPY, head_text, lay_out_copy, lay_out_head
 from vllm_promptcache.blocks.seats import SharedBlocks
-from vllm_promptcache.engine.variant import Variant, head_key, is_head
+from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 
 MAX_KNOWN_UNITS = 20_000
 # Rows beside the KV cache, of units that nobody asks for now: at most one for so many tokens that it holds.
@@ -33,8 +33,9 @@ class Residency(enum.Enum):
 
 @dataclass(eq=False)
 class StoredUnit:
-    """One unit, of one variant; its ``key`` is its digest and the variant.
+    """One unit, or head of one, where it stands, for one adapter and tenant.
 
+    ``context`` are the units that it has seen, where they stood then.
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``names`` whoever wants the unit to stay known: live
     requests and units in whose context it stands. ``last_use`` is a logical clock. Encoding the unit
@@ -43,6 +44,7 @@ class StoredUnit:
 
     key: UnitKey
     text: UnitText
+    context: tuple[UnitKey, ...]
     geometry: UnitGeometry
     scratch_blocks: int
     residency: Residency = Residency.ABSENT
@@ -56,7 +58,12 @@ class StoredUnit:
     @cached_property
     def whole(self) -> UnitKey | None:
         """For a head or a copy, the key of its unit."""
-        return head_key(self.key, 0) if is_head(self.key) else None
+        return self.key.whole if self.key.part != WHOLE else None
+
+
+def has_states(unit: StoredUnit) -> bool:
+    """Whether a unit's states are there, or are being computed."""
+    return unit.residency is not Residency.ABSENT
 
 
 class ModuleStore:
@@ -66,11 +73,13 @@ class ModuleStore:
     free + module blocks + requests' own blocks + the null block is the whole pool.
     """
 
-    def __init__(self, block_pool: BlockPool, block_size: int, pin_limit: int):
+    def __init__(self, block_pool: BlockPool, block_size: int, pin_limit: int, num_positions: int):
         self.block_pool = block_pool
         self.block_size = block_size
         self.pin_limit = pin_limit
+        self.num_positions = num_positions
         self.units: dict[UnitKey, StoredUnit] = {}
+        self._by_digest: dict[str, dict[UnitKey, None]] = {}
         self.dropped: list[UnitKey] = []
         self.num_evictions = 0
         self.num_kept_rows = 0
@@ -80,36 +89,56 @@ class ModuleStore:
 
     # -- names: who wants a unit to stay known ---------------------------------------------------
 
-    def name(self, key: UnitKey, texts: Mapping[UnitKey, UnitText]) -> StoredUnit:
+    def name(self, key: UnitKey, texts: Mapping[str, UnitText]) -> StoredUnit:
         """Add a holder of a unit; the first one makes it known, and its context with it.
+
+        ``texts`` are by digest.
 
         Raises:
             KeyError: the unit, or one of its context, is neither known nor in ``texts``.
+            ValueError: it, or one of its context, cannot stand where its key says.
         """
         unit = self.units.get(key)
         if unit is None:
-            text = texts[key]
-            for context in text.context:
-                self.name(context, texts)
-            _, variant = cast(tuple[str, Variant], key)
-            if variant.head_end == COPY:
-                geometry = lay_out_copy(text, self.block_size)
-            elif variant.head_end:
-                geometry = lay_out_head(text, self.block_size)
-            else:
-                geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
-            edges = sum(self.units[context].geometry.num_rows for context in text.context)
-            scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
-            unit = self.units[key] = StoredUnit(key, text, geometry, scratch_blocks)
-            if unit.whole is not None:
-                self._heads.setdefault(unit.whole, set()).add(key)
+            unit = self._know(key, texts[key.digest], texts)
         unit.names += 1
         return unit
 
+    def _know(self, key: UnitKey, text: UnitText, texts: Mapping[str, UnitText]) -> StoredUnit:
+        check_place(text, key.position, self.num_positions)
+        context = text.context_keys(key)
+        named: list[UnitKey] = []
+        try:
+            for seen in context:
+                named.append(self.name(seen, texts).key)
+        except (KeyError, ValueError):
+            for seen in named:
+                self.unname(seen)
+            raise
+        geometry = self._lay_out(key, text)
+        edges = sum(self.units[seen].geometry.num_rows for seen in context)
+        scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
+        unit = self.units[key] = StoredUnit(key, text, context, geometry, scratch_blocks)
+        self._by_digest.setdefault(key.digest, {})[key] = None
+        if unit.whole is not None:
+            self._heads.setdefault(unit.whole, set()).add(key)
+        return unit
+
+    def _lay_out(self, key: UnitKey, text: UnitText) -> UnitGeometry:
+        if key.part == COPY:
+            return lay_out_copy(text, key.position, self.block_size)
+        if key.part != WHOLE:
+            return lay_out_head(text, key.position, self.block_size)
+        return lay_out_unit(text.positions + key.position, text.kept, self.block_size, text.breaks)
+
     def name_head(self, key: UnitKey, end: int) -> StoredUnit:
         """Add a holder of the head, up to token ``end``, or of the copy of a unit that is known."""
-        head, text = head_key(key, end), self.units[key].text
-        return self.name(head, {head: text if end == COPY else head_text(text, end)})
+        text = self.units[key].text
+        return self.name(key.head(end), {key.digest: text if end == COPY else head_text(text, end)})
+
+    def placements_of(self, digest: str) -> tuple[UnitKey, ...]:
+        """All that is known of a unit, wherever it stands and whoever it is for."""
+        return tuple(self._by_digest.get(digest, ()))
 
     def unname(self, key: UnitKey) -> None:
         """Remove a holder. A unit nobody names stays while resident and unpinned, until reclaimed."""
@@ -169,7 +198,7 @@ class ModuleStore:
     def check_room_alone(self, key: UnitKey) -> None:
         """Check that a unit could be encoded that nobody asks for: with its context, as ``check_room``."""
         unit = self.units[key]
-        self.check_room([unit, *(self.units[seen] for seen in unit.text.context)])
+        self.check_room([unit, *(self.units[seen] for seen in unit.context)])
 
     # -- residency -------------------------------------------------------------------------------
 
@@ -277,64 +306,7 @@ class ModuleStore:
     def take_dropped(self) -> tuple[UnitKey, ...]:
         """Units evicted since the last call and not resident again."""
         dropped, self.dropped = self.dropped, []
-        return tuple(k for k in dropped if k not in self.units or not self._has_states(self.units[k]))
-
-    # -- accounting ------------------------------------------------------------------------------
-
-    def check_integrity(self, request_blocks: Iterable[Iterable[KVCacheBlock]]) -> None:
-        """Check that free + module + request blocks + the null block are the whole pool.
-
-        ``request_blocks`` are the block tables of all live requests. Raises AssertionError with the
-        first block whose reference count its holders do not explain.
-        """
-        holders: dict[int, int] = {}
-        owner: dict[int, UnitKey] = {}
-        for unit in self.units.values():
-            assert unit.users >= 0 and unit.names >= 0, unit
-            assert unit.residency is not Residency.ABSENT or not unit.blocks, unit.key
-            for block in unit.blocks:
-                assert block.block_id not in owner, f"block {block.block_id} belongs to two units"
-                owner[block.block_id] = unit.key
-                holders[block.block_id] = 1
-        for table in request_blocks:
-            for block in table:
-                if not block.is_null:
-                    holders[block.block_id] = holders.get(block.block_id, 0) + 1
-        kept = sum(u.geometry.num_rows for u in self.units.values() if self._has_states(u))
-        assert kept == self.num_kept_rows, f"{kept} rows are kept, {self.num_kept_rows} counted"
-        pool = self.block_pool
-        for block in pool.blocks:
-            if block.is_null:
-                continue
-            expected = holders.get(block.block_id, 0)
-            assert block.ref_cnt == expected, (
-                f"block {block.block_id}: {block.ref_cnt} references, {expected} holders"
-            )
-            assert block.block_hash is None or block.block_id not in owner, (
-                f"module block {block.block_id} is in the prefix cache"
-            )
-        free = pool.get_num_free_blocks()
-        assert free + len(holders) + 1 == pool.num_gpu_blocks, (
-            f"{free} free + {len(holders)} held + 1 null is not {pool.num_gpu_blocks}"
-        )
-
-    def stats(self) -> dict[str, int]:
-        """Counts for people: units by state, blocks by use, limits."""
-        units = list(self.units.values())
-        return {
-            "units_known": len(units),
-            "units_resident": sum(u.residency is Residency.RESIDENT for u in units),
-            "units_encoding": sum(u.residency is Residency.ENCODING for u in units),
-            "units_pinned": sum(u.pinned for u in units),
-            "blocks_total": self.block_pool.num_gpu_blocks - 1,
-            "blocks_free": self.block_pool.get_num_free_blocks(),
-            "blocks_modules": sum(len(u.blocks) for u in units),
-            "blocks_pinned": self.num_pinned_blocks,
-            "blocks_pin_limit": self.pin_limit,
-            "rows_kept": self.num_kept_rows,
-            "block_size": self.block_size,
-            "evictions": self.num_evictions,
-        }
+        return tuple(k for k in dropped if k not in self.units or not has_states(self.units[k]))
 
     def _touch(self, unit: StoredUnit) -> None:
         self._clock += 1
@@ -342,9 +314,6 @@ class ModuleStore:
 
     def _is_idle(self, unit: StoredUnit) -> bool:
         return unit.residency is Residency.RESIDENT and not unit.pinned and not unit.users
-
-    def _has_states(self, unit: StoredUnit) -> bool:
-        return unit.residency is not Residency.ABSENT
 
     def _evict(self, unit: StoredUnit) -> None:
         self._release_blocks(unit)
@@ -367,14 +336,18 @@ class ModuleStore:
     def _forget_if_idle(self, unit: StoredUnit) -> None:
         if unit.retired and not unit.names and self._is_idle(unit):
             self._evict(unit)
-        elif not (unit.names or unit.pinned or unit.users or self._has_states(unit)):
+        elif not (unit.names or unit.pinned or unit.users or has_states(unit)):
             del self.units[unit.key]
+            placements = self._by_digest[unit.key.digest]
+            del placements[unit.key]
+            if not placements:
+                del self._by_digest[unit.key.digest]
             if unit.whole is not None:
                 self._heads[unit.whole].discard(unit.key)
                 if not self._heads[unit.whole]:
                     del self._heads[unit.whole]
-            for context in unit.text.context:
-                self.unname(context)
+            for seen in unit.context:
+                self.unname(seen)
 
     def _drop_old_rows(self) -> None:
         """Rows take memory beside the KV cache: drop the least recently used units with rows that nobody

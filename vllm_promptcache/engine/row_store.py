@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 
-from vllm_promptcache.blocks.composition import UnitKey
 from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -20,16 +20,14 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache import compat
 from vllm_promptcache.blocks.checks import check_text
-from vllm_promptcache.blocks.composition import (
-    Composition,
-    UnitKey,
-    compose_encoding,
-)
-from vllm_promptcache.blocks.heads import take_from_heads
+from vllm_promptcache.blocks.composition import Composition, compose_encoding
+from vllm_promptcache.blocks.heads import take_from_heads, whole_units
 from vllm_promptcache.blocks.seats import Seats, edge_rows_from, take_seats
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import (
     EXTRA_ARG,
     composition_from_wire,
+    keys_from_wire,
     ranges_from_wire,
     texts_from_wire,
     wire_identity,
@@ -43,7 +41,6 @@ from vllm_promptcache.engine.module_control import ModuleControl
 from vllm_promptcache.engine.module_store import Residency, StoredUnit
 from vllm_promptcache.engine.stream_hasher import StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
-from vllm_promptcache.engine.variant import Variant, head_key, whole_units
 
 logger = init_logger(__name__)
 
@@ -75,7 +72,6 @@ class PromptCacheScheduling(Base):
         self.control = ModuleControl(
             self.store,
             self.catalog,
-            Variant(),
             self.start_encoding,
             self.check_integrity,
             config.repair.link_tokens,
@@ -111,14 +107,14 @@ class PromptCacheScheduling(Base):
             raise TypeError(f"a composition is a mapping, not {type(wire).__name__}")
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
-        variant = self._variant(request)
-        keys = [(digest, variant) for digest in wire["units"]]
-        unknown = [key[0] for key in keys if key not in self.store.units]
+        adapter, tenant = adapter_of(request), request.cache_salt
+        keys = keys_from_wire(wire["units"], adapter, tenant)
+        unknown = [key.digest for key in keys if key not in self.store.units]
         repaired = ranges_from_wire(wire.get("repaired", ()))
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
         for text in given.values():
             check_text(text, self.max_model_len, self.vllm_config.model_config.get_vocab_size())
-        texts = self.catalog.keyed(unknown, given, variant)
+        texts = self.catalog.texts_of(unknown, given)
         composition = composition_from_wire(wire, keys)
         named: dict[UnitKey, StoredUnit] = {}
         try:
@@ -132,7 +128,8 @@ class PromptCacheScheduling(Base):
             self.store.check_room(named.values(), num_blocks - seats.num_shared_blocks)
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self.max_model_len - seats.next_position)
-            hasher = StreamHasher(seats, wire_identity(wire, variant)) if self._finds_history else None
+            seed = wire_identity(wire, keys, adapter, tenant) if self._finds_history else b""
+            hasher = StreamHasher(seats, seed) if seed else None
             history = max(int(wire.get("history", 0)), 0)
             composed = self._seated(request, composition, seats, hasher=hasher, num_history_tokens=history)
             composed.repaired_ranges = repaired
@@ -146,7 +143,7 @@ class PromptCacheScheduling(Base):
         """The composition with heads where ranges begin inside a block; ``named`` are its units then."""
 
         def head_of(key: UnitKey, end: int) -> UnitKey:
-            head = head_key(key, end)
+            head = key.head(end)
             if head not in named:
                 named[head] = self.store.name_head(key, end)
             return head
@@ -157,13 +154,6 @@ class PromptCacheScheduling(Base):
             del named[key]
             self.store.unname(key)
         return taken
-
-    def _variant(self, request: Request) -> Variant:
-        """The variant of units that a request uses."""
-        lora = request.lora_request
-        # Not its number: an adapter that is loaded again in place keeps that, with other weights.
-        adapter = (lora.lora_name, lora.lora_path) if lora is not None else None
-        return Variant(adapter, request.cache_salt)
 
     def _seated(
         self,
@@ -239,8 +229,8 @@ class PromptCacheScheduling(Base):
             self._hasten(key, asker)
         if unit.residency is not Residency.ABSENT:
             return
-        for context in unit.text.context:
-            self._encode(context, asker, queued)
+        for seen in unit.context:
+            self._encode(seen, asker, queued)
         self.store.begin_encoding(key)
         request = self._encoding_request(unit, asker)
         self.requests[request.request_id] = request
@@ -262,8 +252,8 @@ class PromptCacheScheduling(Base):
             self._hasten(context, asker)
 
     def _encoding_request(self, unit: StoredUnit, asker: Request | None) -> Request:
-        context = {key: self.store.units[key].text for key in unit.text.context}
-        composition, token_ids = compose_encoding(unit.text, context)
+        context = {key: self.store.units[key].text for key in unit.context}
+        composition, token_ids = compose_encoding(unit.text, unit.key.position, context)
         priority, arrival_time = _just_before(asker) if asker is not None else (0, None)
         request = Request(
             request_id=f"prompt-cache-encoding-{next(self._encoding_ids):012}",
@@ -375,7 +365,7 @@ class PromptCacheScheduling(Base):
         return self.control.call(operation, payload, call_workers)
 
     def check_integrity(self) -> None:
-        """Check block accounting; see ``ModuleStore.check_integrity``."""
+        """Check block accounting; see ``accounting.check_integrity``."""
         self.kv_cache_manager.check_integrity()
 
     def start_encoding(self, keys: Iterable[UnitKey]) -> None:
@@ -385,6 +375,13 @@ class PromptCacheScheduling(Base):
             self._encode(key, None, queued)
         for request in queued:
             self.waiting.add_request(request)
+
+
+def adapter_of(request: Request) -> tuple[str, ...] | None:
+    """What tells a request's LoRA adapter from others."""
+    lora = request.lora_request
+    # Not its number: an adapter that is loaded again in place keeps that, with other weights.
+    return (lora.lora_name, lora.lora_path) if lora is not None else None
 
 
 def _just_before(asker: Request) -> tuple[int, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-from vllm_promptcache.blocks.composition import UnitKey, UnitText
+from vllm_promptcache.blocks.composition import UnitText
 
 
 class UnitCatalog:
@@ -30,24 +30,17 @@ class UnitCatalog:
             if not self._holders[digest]:
                 del self._holders[digest], self._texts[digest]
 
-    def keyed(
-        self, digests: Iterable[str], given: Mapping[str, UnitText], variant: Hashable
-    ) -> dict[UnitKey, UnitText]:
-        """The texts of units and their contexts under the keys of one variant.
+    def texts_of(self, digests: Iterable[str], given: Mapping[str, UnitText]) -> dict[str, UnitText]:
+        """The texts of units and their contexts by digest.
 
         Raises:
             KeyError: a digest is neither known nor given.
         """
-        found: dict[UnitKey, UnitText] = {}
+        found: dict[str, UnitText] = {}
         pending = list(digests)
         while pending:
             digest = pending.pop()
-            if (digest, variant) in found:
-                continue
-            text = given[digest] if digest in given else self._texts[digest]
-            context = tuple((d, variant) for d in text.context)
-            found[digest, variant] = UnitText(
-                text.token_ids, text.position_ids, text.kept, context, text.breaks
-            )
-            pending += [str(d) for d in text.context]
+            if digest not in found:
+                text = found[digest] = given[digest] if digest in given else self._texts[digest]
+                pending += [seen.digest for seen in text.context]
         return found

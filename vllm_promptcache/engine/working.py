@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_promptcache.blocks.composition import UnitKey
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 
 class PromptCacheWorking:

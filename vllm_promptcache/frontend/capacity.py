@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from vllm_promptcache.blocks.geometry import find_pieces
 from vllm_promptcache.contract.plan import CachedSegment, Plan
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.layout.schema import SchemaLayout
 
@@ -40,11 +40,10 @@ class Capacity:
         """The capacity that the engine's ``stats`` tell of."""
         return cls(stats["block_size"], stats["blocks_total"] - stats["blocks_pin_limit"])
 
-    def max_new_tokens(self, layout: SchemaLayout, plan: Plan, pinned: Container[str]) -> int:
+    def max_new_tokens(self, layout: SchemaLayout, plan: Plan, pinned: Container[Placement]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; at least one.
 
-        ``plan`` is one over ``layout``; ``pinned`` are the digests of units whose blocks are pinned for
-        it already.
+        ``plan`` is one over ``layout``; ``pinned`` are units whose blocks are pinned for it already.
 
         Raises:
             RefusedError: the prompt could never be admitted, however long it waited.
@@ -53,7 +52,7 @@ class Capacity:
         known = self._known.setdefault(layout, {})
         free, scratch = self.num_blocks, 0
         for unit in plan.units:
-            if unit.digest not in pinned:
+            if unit.placement not in pinned:
                 blocks = known.get(unit) or self._blocks_of(unit, known)
                 free -= blocks.num_blocks
                 scratch = max(scratch, blocks.num_encoding_blocks)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.layout.parts import ModuleLayout
 
-Status = Mapping[str, Mapping[str, Any]]
+Status = Mapping[Placement, Mapping[str, Any]]
 
 
 def summary(entry: SchemaEntry) -> dict[str, Any]:
@@ -71,5 +71,5 @@ def _of(unit: Unit | None, status: Status) -> dict[str, Any]:
     """A unit's residency; None where a module has no cached text of its own."""
     if unit is None:
         return {"residency": None}
-    found = status[unit.digest]
+    found = status[unit.placement]
     return {name: found[name] for name in ("residency", "pinned", "blocks", "users")}

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from vllm_promptcache.blocks.wire import units_to_wire
+from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
 from vllm_promptcache.layout.parts import ModuleLayout
@@ -20,14 +21,14 @@ class SchemaEntry:
     """One version of a schema.
 
     ``source`` says where it came from: a file, ``api`` or ``request``. ``is_defined`` is true while the
-    engine knows the texts of its units; ``pinned`` holds the digests of those that are pinned.
+    engine knows the texts of its units; ``pinned`` holds those that are pinned.
     ``num_requests`` counts the prompts over it.
     """
 
     layout: SchemaLayout
     source: str
     is_defined: bool = False
-    pinned: set[str] = field(default_factory=set)
+    pinned: set[Placement] = field(default_factory=set)
     num_requests: int = 0
 
     @property
@@ -36,21 +37,21 @@ class SchemaEntry:
         return self.layout.name
 
     @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """The digests of its units, each once, contexts first."""
-        return tuple(dict.fromkeys(unit.digest for unit in self.layout.units))
+    def placements(self) -> tuple[Placement, ...]:
+        """Its units where they stand, each once, contexts first."""
+        return tuple(dict.fromkeys(unit.placement for unit in self.layout.units))
 
     @property
     def is_pinned(self) -> bool:
         """Whether all of its units are pinned."""
-        return bool(self.digests) and self.pinned.issuperset(self.digests)
+        return bool(self.placements) and self.pinned.issuperset(self.placements)
 
     def texts(self) -> dict[str, Any]:
         """What the engine needs to encode its units."""
         return units_to_wire(self.layout.units)
 
-    def digests_of(self, modules: Iterable[str] | None) -> list[str]:
-        """The digests of named modules' own units; of all units where None is given.
+    def placements_of(self, modules: Iterable[str] | None) -> list[Placement]:
+        """Named modules' own units; of all units where None is given.
 
         A module is named by its path from the schema, as ``overseas/maldives``, a scaffold by its id.
 
@@ -58,16 +59,16 @@ class SchemaEntry:
             RefusedError: a module is unknown, or has no text of its own that is cached.
         """
         if modules is None:
-            return list(self.digests)
-        return [self._digest_of(name) for name in modules]
+            return list(self.placements)
+        return [self._placement_of(name) for name in modules]
 
-    def _digest_of(self, name: str) -> str:
+    def _placement_of(self, name: str) -> Placement:
         found = self._by_path.get(name)
         if found is not None and found.unit is not None:
-            return found.unit.digest
+            return found.unit.placement
         for scaffold in self.layout.scaffolds:
             if scaffold.unit.id == name:
-                return scaffold.unit.digest
+                return scaffold.unit.placement
         if found is not None:
             raise RefusedError(f"module {name!r} has no cached text of its own", field="modules")
         message = unknown("module", name, self._by_path)

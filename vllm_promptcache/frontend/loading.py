@@ -63,8 +63,8 @@ async def select_ahead(
     if not repair.select:
         return
     entry = registry[name]
-    digests = set(entry.digests_of(modules))
-    units = [unit for unit in entry.layout.units if unit.digest in digests]
+    placements = set(entry.placements_of(modules))
+    units = [unit for unit in entry.layout.units if unit.placement in placements]
     try:
         await registry.selection.select(entry.layout, units, repair.select)
     except RefusedError as error:

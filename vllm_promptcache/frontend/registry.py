@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.entry import SchemaEntry
@@ -101,17 +102,17 @@ class SchemaRegistry:
         """
         async with self._change:
             entry = self[name]
-            digests = entry.digests_of(modules)
-            await self._pin(digests)
-            entry.pinned.update(digests)
+            placements = entry.placements_of(modules)
+            await self._pin(placements)
+            entry.pinned.update(placements)
 
     async def unpin(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Let units be dropped again when their blocks are wanted. Raises RefusedError (404)."""
         async with self._change:
             entry = self[name]
-            digests = entry.digests_of(modules)
-            entry.pinned.difference_update(digests)
-            await self._unpin_unheld(digests)
+            placements = entry.placements_of(modules)
+            entry.pinned.difference_update(placements)
+            await self._unpin_unheld(placements)
 
     async def warm(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Encode units now, without pinning them.
@@ -119,14 +120,14 @@ class SchemaRegistry:
         Raises:
             RefusedError: a name is unknown (404), or the KV cache is too small to encode them (507).
         """
-        answer = await self.link.call("warm", {"units": self[name].digests_of(modules)})
+        answer = await self.link.call("warm", {"units": self[name].placements_of(modules)})
         if answer["refused"]:
             raise RefusedError(f"these modules cannot be encoded: {answer['refused']}", INSUFFICIENT_STORAGE)
 
-    async def status(self, entry: SchemaEntry) -> dict[str, Mapping[str, Any]]:
-        """Residency, blocks and users of a schema's units, by digest."""
-        units = (await self.link.call("status", {"units": list(entry.digests)}))["units"]
-        return dict(zip(entry.digests, units, strict=True))
+    async def status(self, entry: SchemaEntry) -> dict[Placement, Mapping[str, Any]]:
+        """Residency, blocks and users of a schema's units."""
+        units = (await self.link.call("status", {"units": list(entry.placements)}))["units"]
+        return dict(zip(entry.placements, units, strict=True))
 
     async def stats(self) -> dict[str, Any]:
         """The engine's counts, and the registry's."""
@@ -150,22 +151,22 @@ class SchemaRegistry:
     async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
         """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
         replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
-        freed = self._not_held({digest for old in replaced for digest in old.pinned}, besides=replaced)
+        freed = self._not_held({placement for old in replaced for placement in old.pinned}, besides=replaced)
         if freed:
             await self.link.call("unpin", {"units": freed})
         try:
-            await self._pin([digest for entry in entries for digest in entry.digests])
+            await self._pin([placement for entry in entries for placement in entry.placements])
         except RefusedError:
             if freed:
                 await self.link.call("pin", {"units": freed})
             for entry in new:
-                await self.link.call("forget", {"units": list(entry.digests)})
+                await self.link.call("forget", {"units": list(entry.placements)})
             raise
         for entry in entries:
-            entry.pinned.update(entry.digests)
+            entry.pinned.update(entry.placements)
 
-    async def _pin(self, digests: list[str]) -> None:
-        answer = await self.link.call("pin", {"units": digests})
+    async def _pin(self, placements: list[Placement]) -> None:
+        answer = await self.link.call("pin", {"units": placements})
         if not answer["pinned"]:
             what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
             held, limit = answer["blocks_pinned"], answer["blocks_pin_limit"]
@@ -175,16 +176,18 @@ class SchemaRegistry:
         entry.is_defined = False
         held, entry.pinned = entry.pinned, set()
         await self._unpin_unheld(held)
-        await self.link.call("forget", {"units": list(entry.digests)})
+        await self.link.call("forget", {"units": list(entry.placements)})
 
-    async def _unpin_unheld(self, digests: Iterable[str]) -> None:
+    async def _unpin_unheld(self, placements: Iterable[Placement]) -> None:
         """Unpin units, but for those that another schema has pinned."""
-        free = self._not_held(digests)
+        free = self._not_held(placements)
         if free:
             await self.link.call("unpin", {"units": free})
 
-    def _not_held(self, digests: Iterable[str], besides: Collection[SchemaEntry] = ()) -> list[str]:
+    def _not_held(
+        self, placements: Iterable[Placement], besides: Collection[SchemaEntry] = ()
+    ) -> list[Placement]:
         """Those units that no schema has pinned, ``besides`` left out."""
         entries = [entry for entry in self.entries.values() if entry not in besides]
-        held = {digest for entry in entries for digest in entry.pinned}
-        return [digest for digest in digests if digest not in held]
+        held = {placement for entry in entries for placement in entry.pinned}
+        return [placement for placement in placements if placement not in held]

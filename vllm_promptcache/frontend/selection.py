@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.wire import units_to_wire
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.frontend.errors import INSUFFICIENT_STORAGE, RefusedError
 from vllm_promptcache.frontend.link import EngineLink
 from vllm_promptcache.layout.schema import SchemaLayout
@@ -24,8 +24,8 @@ MAX_REMEMBERED_TOKENS = 4_000_000
 # What the engine encodes for comparisons stands beside the KV cache: so many units at once.
 BATCH = 8
 
-# A unit's digest and its company's.
-Pair = tuple[str, str]
+# A unit and its company, where they stand.
+Pair = tuple[Placement, Placement]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class TokenSelection:
         """
         company = self._companies_in(layout)
         wanted = {
-            unit: (unit.digest, company[unit].digest)
+            unit: (unit.placement, company[unit].placement)
             for unit in units
             if unit in company and num_selected(int(unit.kept.sum()), share)
         }
@@ -96,8 +96,9 @@ class TokenSelection:
             question = {"pairs": [list(pair) for pair in left], "texts": texts, "shared": is_shared}
             answer = await self._link.call("compare", question)
             for pair in left:
-                if pair[0] in answer["deviations"]:
-                    found[pair] = Deviations(np.array(answer["deviations"][pair[0]], np.float64))
+                name = f"{pair[0].digest} at {pair[0].position}"
+                if name in answer["deviations"]:
+                    found[pair] = Deviations(np.array(answer["deviations"][name], np.float64))
             if answer["refused"] is not None:
                 what = f"tokens cannot be selected: {answer['refused']}"
                 raise RefusedError(what, INSUFFICIENT_STORAGE, field="prompt_cache")

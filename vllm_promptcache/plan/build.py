@@ -212,11 +212,11 @@ def _end_in_new(segments: tuple[Segment, ...], resolution: Resolution) -> tuple[
     if isinstance(last, NewSegment):
         return segments
     index = last.end - 1
-    position = int(last.unit.position_ids[index])
+    position = last.end_position - 1
     recomputed = NewSegment([last.unit.token_list[index]], position, _source_of(position, resolution))
     if index == last.start:
         return (*segments[:-1], recomputed)
-    return (*segments[:-1], CachedSegment(last.unit, last.start, index), recomputed)
+    return (*segments[:-1], last.part(last.start, index), recomputed)
 
 
 def _source_of(position: int, resolution: Resolution) -> str:

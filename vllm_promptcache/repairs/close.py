@@ -23,7 +23,7 @@ def close_up(segments: Sequence[Segment]) -> list[Segment]:
         return closed
     last = closed[reused[-1]]
     assert isinstance(last, CachedSegment)
-    position = int(last.unit.position_ids[last.end - 1]) + 1
+    position = last.end_position
     for index in range(reused[-1] + 1, len(closed)):
         segment = closed[index]
         assert isinstance(segment, NewSegment)

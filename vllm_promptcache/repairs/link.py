@@ -23,6 +23,6 @@ def renew_heads(segments: Iterable[Segment], num_tokens: int) -> list[Segment]:
         unit, start, end = segment.unit, segment.start, segment.end
         cut = min(max(token_after_kept(unit.kept, num_tokens), start), end)
         head = [segment.renew(cut, "link")] if cut > start else []
-        return [*head, CachedSegment(unit, cut, end)] if cut < end else [*head]
+        return [*head, segment.part(cut, end)] if cut < end else [*head]
 
     return renew_unseen(segments, renew)

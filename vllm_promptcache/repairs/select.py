@@ -77,14 +77,13 @@ def _renew_tokens(segment: CachedSegment, tokens: NDArray[np.int64]) -> list[Seg
     last_of_run = np.flatnonzero(np.diff(tokens) != 1)
     starts = tokens[np.concatenate(([0], last_of_run + 1))].tolist()
     ends = (tokens[np.append(last_of_run, len(tokens) - 1)] + 1).tolist()
-    unit = segment.unit
     parts: list[Segment] = []
     at = segment.start
     for start, end in zip(starts, ends, strict=True):
         if at < start:
-            parts.append(CachedSegment(unit, at, start))
-        parts.append(CachedSegment(unit, start, end).renew(end, "select"))
+            parts.append(segment.part(at, start))
+        parts.append(segment.part(start, end).renew(end, "select"))
         at = end
     if at < segment.end:
-        parts.append(CachedSegment(unit, at, segment.end))
+        parts.append(segment.part(at, segment.end))
     return parts

@@ -15,11 +15,11 @@ from vllm_promptcache.contract.unit import Unit
 def renew_tails(segments: Iterable[Segment]) -> list[Segment]:
     """The segments, those new that follow another segment of their unit with something else between."""
     renewed: list[Segment] = []
-    # For each unit, how many segments there were when the last one of its own was put there.
-    ended: dict[Unit, int] = {}
+    # For each unit where it stands, how many segments there were when the last one of its own was put there.
+    ended: dict[tuple[Unit, int], int] = {}
     for segment in segments:
         if isinstance(segment, CachedSegment):
-            unit = segment.unit
+            unit = segment.unit, segment.position
             if ended.get(unit, len(renewed)) < len(renewed):
                 renewed.append(segment.renew(segment.end, "tail"))
                 continue

@@ -17,21 +17,24 @@ def renew_unseen(
     nothing is before it that it has not seen.
     """
     renewed: list[Segment] = []
-    # The units reused so far; None once anything was new.
-    before: dict[Unit, None] | None = {}
+    # The units reused so far, with how far from home they stand; None once anything was new.
+    before: dict[tuple[Unit, int], None] | None = {}
     for segment in segments:
         if not isinstance(segment, CachedSegment):
             before = None
             renewed.append(segment)
             continue
-        unit = segment.unit
+        unit, moved = segment.unit, segment.moved
         parts: Sequence[Segment] = (segment,)
-        if before is None or any(seen is not unit and seen not in unit.context for seen in before):
+        if before is None or any(
+            other_moved != moved or (seen is not unit and seen not in unit.context)
+            for seen, other_moved in before
+        ):
             parts = renew(segment)
         if before is not None:
             if any(isinstance(part, NewSegment) for part in parts):
                 before = None
             else:
-                before[unit] = None
+                before[unit, moved] = None
         renewed += parts
     return renewed
