@@ -73,12 +73,12 @@ class Server:
 @contextmanager
 def serving(model: Path, log: Path, *arguments: str, api_key: str | None = None) -> Iterator[Server]:
     """A server with the prompt cache, once it says that it is ready."""
-    port = _free_port()
+    port = free_port()
     server = Server(f"http://127.0.0.1:{port}", log, api_key)
     given = [*arguments, *(["--api-key", api_key] if api_key else [])]
     process = start(model, log, "--enable-prompt-cache", "--host", "127.0.0.1", "--port", str(port), *given)
     try:
-        _wait_until_ready(server, process)
+        wait_until_ready(server, process)
         yield server
         assert process.poll() is None, f"the server died:\n{tail(log)}"
     finally:
@@ -114,7 +114,7 @@ def tail(log: Path, num_characters: int = 5000) -> str:
     return log.read_text(errors="replace")[-num_characters:]
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server did not start:\n{tail(server.log)}"
@@ -127,7 +127,7 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"the server was not ready after {START_S} s:\n{tail(server.log)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -18,6 +18,7 @@ from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.server import refusing
 from vllm_promptcache.server.chat import PromptCacheServingChat
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
+from vllm_promptcache.server.ending import answer_without_engine, end_with_engine
 from vllm_promptcache.server.link import AsyncEngineLink
 from vllm_promptcache.server.routes import STATE, attach_routes
 
@@ -27,6 +28,7 @@ COMPLETIONS = "/v1/completions"
 def extend(app: FastAPI) -> None:
     """Add the routes to an app that has all of vLLM's, and have vLLM's mind PML."""
     attach_routes(app)
+    answer_without_engine(app)
     routes = app.router.routes
     for index, route in enumerate(routes):
         if not isinstance(route, APIRoute) or "POST" not in route.methods:
@@ -64,7 +66,9 @@ async def open_server(
 
     Raises:
         PMLError: with the mistakes of all schemas that do not fit the model.
+        EngineDeadError: the engine ended while they were encoded.
     """
+    end_with_engine(engine_client, state)
     encoder = open_encoder(engine_client.renderer, load_chat_template(args.chat_template))
     link = AsyncEngineLink(engine_client)
     service = await open_service(link, engine_client.vllm_config, encoder, schemas)

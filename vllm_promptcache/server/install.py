@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,8 +10,14 @@ from typing import Any
 from vllm_promptcache.blocks.wire import EXTRA_ARG
 from vllm_promptcache.compat import UnsupportedError
 from vllm_promptcache.compat import server as compat_server
+from vllm_promptcache.compat.ending import end_calls_with_engine
 from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.errors import ChatTemplateError, PMLError
 from vllm_promptcache.frontend.documents import load_schema_files
+from vllm_promptcache.frontend.errors import RefusedError
+
+# A child of vLLM's logger, so that it is configured as the others are.
+logger = logging.getLogger("vllm.promptcache")
 
 
 def install(vllm_config: Any) -> None:
@@ -29,6 +36,7 @@ def install(vllm_config: Any) -> None:
     compat_server.admit_composed_inputs(admit_from_api if serves else admit)
     compat_server.keep_reports_until_finished(EXTRA_ARG)
     compat_server.prime_detokenizers_with_ends(EXTRA_ARG)
+    end_calls_with_engine()
     if serves:
         compat_server.extend_api_server(_attach, partial(_open, schemas))
 
@@ -59,6 +67,16 @@ def _attach(app: Any) -> None:
 
 
 async def _open(schemas: Any, engine_client: Any, state: Any, args: Any) -> Mapping[tuple[str, str], Any]:
+    """Open the front end. Ends the process, with one line that says why, where that cannot be done."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
     from vllm_promptcache.server.app import open_server
 
-    return await open_server(schemas, engine_client, state, args)
+    try:
+        return await open_server(schemas, engine_client, state, args)
+    except EngineDeadError:
+        what = "the engine ended while schemas were encoded: what it has said stands above"
+    except (PMLError, RefusedError, ChatTemplateError) as error:
+        what = str(error)
+    logger.critical("Prompt cache: the server does not start: %s", what)
+    raise SystemExit(1)
