@@ -16,7 +16,17 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.server.support import ENVIRONMENT, PROMPT, TRAVEL, Server, free_port, start, stop, tail, wait_until_ready
+from tests.server.support import (
+    ENVIRONMENT,
+    PROMPT,
+    TRAVEL,
+    Server,
+    free_port,
+    start,
+    stop,
+    tail,
+    wait_until_ready,
+)
 
 END_S = 10.0
 WORDS = "All of this is new text that somebody has to encode. "
@@ -26,7 +36,12 @@ MANY = [
     + "</schema>"
     for number in range(12)
 ]
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Go"}], "max_tokens": 2000, "ignore_eos": True}
+CHAT = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "Go"}],
+    "max_tokens": 2000,
+    "ignore_eos": True,
+}
 COMPOSED = CHAT | {"pml": PROMPT}
 STREAMED = {"stream": True}
 
@@ -48,7 +63,8 @@ def started(model: Path, folder: Path, *schemas: str) -> Iterator[tuple[Server, 
 def engine_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     """The engine's process, as soon as there is one."""
     return eventually(
-        process, lambda: next((p for p in psutil.Process(process.pid).children() if "EngineCore" in name(p)), None)
+        process,
+        lambda: next((p for p in psutil.Process(process.pid).children() if "EngineCore" in name(p)), None),
     )
 
 
