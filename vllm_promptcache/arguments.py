@@ -43,14 +43,6 @@ def read(args: Any) -> dict[str, Any] | None:
     return {CONFIG_KEY: PromptCacheConfig.from_dict(settings or {}).to_dict()}
 
 
-def prepare(engine_args: Any) -> None:
-    """Settle what has to be settled before vLLM's configuration is made, if the prompt cache is enabled."""
-    if is_enabled(engine_args):
-        from vllm_promptcache import compat
-
-        compat.select_v1_model_runner()
-
-
 def configure(vllm_config: Any) -> None:
     """Adjust vLLM's configuration; nothing is imported or touched unless the prompt cache is enabled."""
     if is_enabled(vllm_config):

@@ -179,7 +179,7 @@ class Engine:
     @property
     def kept_rows(self) -> set[Any]:
         """The units whose edge rows the worker keeps."""
-        return set(self.core.model_executor.driver_worker.worker.model_runner._row_store._rows)
+        return set(self.core.model_executor.driver_worker.worker.model_runner.row_store._rows)
 
     # -- the front end's calls -------------------------------------------------------------------
 

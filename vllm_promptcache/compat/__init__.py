@@ -7,7 +7,15 @@ that would. Thin subclasses elsewhere rest on vLLM's classes, this package on it
 
 from __future__ import annotations
 
-from vllm_promptcache.compat.arguments import select_v1_model_runner, wrap_engine_args
+from vllm_promptcache.compat.arguments import wrap_engine_args
+from vllm_promptcache.compat.layers import (
+    cache_updates_observed,
+    check_layers,
+    is_latent,
+    shape_of_rows,
+    shares_cache,
+    update_cache,
+)
 from vllm_promptcache.compat.scheduler import (
     attach_message,
     check_kv_cache,
@@ -23,12 +31,12 @@ from vllm_promptcache.compat.shims import carries, expect, wrap_once
 from vllm_promptcache.compat.version import SUPPORTED, UnsupportedError, check_version
 from vllm_promptcache.compat.worker import (
     attention_metadata_seen_through,
-    cache_updates_observed,
-    check_layers,
     model_runner_class,
     no_full_graphs,
+    no_full_graphs_in_v2,
+    replace_model_positions,
     room_for_rows,
-    shape_of_rows,
+    room_for_rows_in_v2,
 )
 
 __all__ = [
@@ -39,7 +47,6 @@ __all__ = [
     "wrap_once",
     "carries",
     "wrap_engine_args",
-    "select_v1_model_runner",
     "kv_cache_manager_class",
     "check_kv_cache",
     "install_engine_utility",
@@ -52,8 +59,14 @@ __all__ = [
     "model_runner_class",
     "check_layers",
     "shape_of_rows",
+    "shares_cache",
+    "is_latent",
+    "update_cache",
     "no_full_graphs",
+    "no_full_graphs_in_v2",
+    "replace_model_positions",
     "room_for_rows",
+    "room_for_rows_in_v2",
     "attention_metadata_seen_through",
     "cache_updates_observed",
 ]

@@ -1,4 +1,4 @@
-"""Engine arguments: the plugin's flags, and what is settled before a ``VllmConfig`` is made."""
+"""Engine arguments: the plugin's flags, and its way into the ``VllmConfig``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from vllm_promptcache.compat.shims import wrap_once
 def wrap_engine_args(
     add_arguments: Callable[[Any], None],
     read_arguments: Callable[[Any], dict[str, Any] | None],
-    prepare: Callable[[Any], None],
     configure: Callable[[Any], None],
 ) -> None:
-    """Let the plugin add flags, turn them into ``additional_config``, and adjust the ``VllmConfig``.
-
-    ``prepare`` sees the engine arguments before a ``VllmConfig`` is made of them, ``configure`` that.
-    """
+    """Let the plugin add flags, turn them into ``additional_config``, and adjust the ``VllmConfig``."""
     from vllm.engine.arg_utils import EngineArgs
 
     def make_add(original: Any) -> Any:
@@ -44,7 +40,6 @@ def wrap_engine_args(
 
     def make_create(original: Any) -> Any:
         def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-            prepare(self)
             vllm_config = original(self, *args, **kwargs)
             configure(vllm_config)
             return vllm_config
@@ -54,14 +49,3 @@ def wrap_engine_args(
     wrap_once(EngineArgs, "add_cli_args", make_add, "parser")
     wrap_once(EngineArgs, "from_cli_args", make_from, "cls", "args")
     wrap_once(EngineArgs, "create_engine_config", make_create, "self", "usage_context", "headless")
-
-
-def select_v1_model_runner() -> None:
-    """Make vLLM use the V1 model runner, in this process and those it starts.
-
-    Target: VLLM_USE_V2_MODEL_RUNNER. Why: the V2 runner has no seam for positions apart from slots. To be
-    called before a ``VllmConfig`` is made, which settles other things by the runner.
-    """
-    import os
-
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,33 +27,6 @@ def model_runner_class(runner: type, base: type, module: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, base)
-
-
-def check_layers(layers: Sequence[Any]) -> None:
-    """Refuse attention by index distance that a model's configuration did not tell of, and backends
-    whose cache updates cannot be observed.
-
-    Raises:
-        UnsupportedError: a layer has ALiBi slopes or a sliding window, or writes its cache by itself.
-    """
-    for layer in layers:
-        if layer.attn_backend.forward_includes_kv_cache_update:
-            raise UnsupportedError(
-                f"the prompt cache does not work with the attention backend {layer.attn_backend.get_name()}: "
-                "it writes the KV cache inside its forward pass"
-            )
-        if getattr(layer.impl, "alibi_slopes", None) is not None:
-            raise UnsupportedError(f"the prompt cache does not work with ALiBi: {layer.layer_name} has it")
-        if getattr(layer, "sliding_window", None) is not None:
-            raise UnsupportedError(f"the prompt cache does not work with the window of {layer.layer_name}")
-
-
-def shape_of_rows(layer: Any) -> tuple[int, ...]:
-    """What a layer's key and value rows have the shape of: equal for layers with rows of one shape.
-
-    Models with layers of different shape: Nemotron-NAS has other numbers of KV heads, Gemma 4 other sizes.
-    """
-    return (layer.num_kv_heads, layer.head_size, getattr(layer, "head_size_v", layer.head_size))
 
 
 @contextlib.contextmanager
@@ -98,6 +72,88 @@ def room_for_rows(vllm_config: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def room_for_rows_in_v2() -> Iterator[None]:
+    """As `room_for_rows`, for metadata builders that the V2 runner makes meanwhile, and nothing else.
+
+    Target: init_attn_backend in vllm.v1.worker.gpu.model_runner. Why: the V2 runner makes builders in the
+    midst of other things that read max_num_seqs.
+    """
+    from vllm.v1.worker.gpu import model_runner
+
+    original = model_runner.init_attn_backend
+    expect(original, "kv_cache_config", "vllm_config", "device")
+
+    def init_attn_backend(kv_cache_config: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        with room_for_rows(vllm_config):
+            return original(kv_cache_config, vllm_config, *args, **kwargs)
+
+    model_runner.init_attn_backend = init_attn_backend
+    try:
+        yield
+    finally:
+        model_runner.init_attn_backend = original
+
+
+@contextlib.contextmanager
+def no_full_graphs_in_v2(runner: Any) -> Iterator[None]:
+    """Keep one step out of full CUDA graphs, as `no_full_graphs`; to be entered before one is chosen.
+
+    Target: CudaGraphManager.dispatch of the V2 runner, which takes no modes to leave out.
+    """
+    from vllm.config import CUDAGraphMode
+
+    manager = runner.cudagraph_manager
+    original = manager.dispatch
+    expect(original, "num_reqs", "num_tokens", "uniform_token_count", "num_active_loras")
+    may_be_piecewise = runner.compilation_config.splitting_ops_contain_kv_cache_update()
+
+    def dispatch(num_reqs: int, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
+        chosen = original(num_reqs, num_tokens, *args, **kwargs)
+        is_left_out = chosen.cg_mode == CUDAGraphMode.FULL
+        if is_left_out or (chosen.cg_mode == CUDAGraphMode.PIECEWISE and not may_be_piecewise):
+            return dataclasses.replace(
+                chosen,
+                cg_mode=CUDAGraphMode.NONE,
+                num_tokens=num_tokens,
+                num_reqs=num_reqs,
+                uniform_token_count=None,
+                max_query_len=None,
+            )
+        return chosen
+
+    manager.dispatch = dispatch
+    try:
+        yield
+    finally:
+        del manager.dispatch
+
+
+def replace_model_positions(
+    model_state: Any, positions: Callable[[Any, Any], Any], dummy_positions: Callable[[int], Any]
+) -> None:
+    """Have a V2 runner's model take other positions than its batch has.
+
+    ``positions(input_batch, given)`` are a step's, where ``given`` are those that the model's state has in
+    mind, if any; ``dummy_positions(num_tokens)`` the same buffer when graphs are captured with it.
+    Target: ModelState.prepare_inputs and prepare_dummy_inputs, instance by instance. Why: which class it is of
+    is the model's choice.
+    """
+    prepare, prepare_dummy = model_state.prepare_inputs, model_state.prepare_dummy_inputs
+    expect(prepare, "input_batch", "req_states")
+    expect(prepare_dummy, "num_reqs", "num_tokens")
+
+    def prepare_inputs(input_batch: Any, req_states: Any) -> dict[str, Any]:
+        inputs = prepare(input_batch, req_states)
+        return {**inputs, "positions": positions(input_batch, inputs.get("positions"))}
+
+    def prepare_dummy_inputs(num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        return {"positions": dummy_positions(num_tokens), **prepare_dummy(num_reqs, num_tokens)}
+
+    model_state.prepare_inputs = prepare_inputs
+    model_state.prepare_dummy_inputs = prepare_dummy_inputs
+
+
+@contextlib.contextmanager
 def attention_metadata_seen_through(groups: Sequence[Any], view: Callable[[Any], Any]) -> Iterator[None]:
     """Have attention backends build their metadata from ``view(common metadata)`` meanwhile.
 
@@ -116,27 +172,3 @@ def attention_metadata_seen_through(groups: Sequence[Any], view: Callable[[Any],
 
 def _build_from_view(original: Any, view: Any, common: Any, *args: Any, **kwargs: Any) -> Any:
     return original(view(common), *args, **kwargs)
-
-
-@contextlib.contextmanager
-def cache_updates_observed(layers: Sequence[Any], observe: Callable[..., None]) -> Iterator[None]:
-    """Call ``observe(index, layer, update, key, value, kv_cache)`` after each layer's cache update.
-
-    Target: AttentionImpl.do_kv_cache_update. Why: there keys and values pass on their way to the cache,
-    whatever its layout.
-    """
-
-    def make(index: int, update: Any) -> Any:
-        def do_kv_cache_update(layer: Any, key: Any, value: Any, kv_cache: Any, slots: Any) -> None:
-            update(layer, key, value, kv_cache, slots)
-            observe(index, layer, update, key, value, kv_cache)
-
-        return do_kv_cache_update
-
-    for index, layer in enumerate(layers):
-        layer.impl.do_kv_cache_update = make(index, layer.impl.do_kv_cache_update)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.impl.do_kv_cache_update

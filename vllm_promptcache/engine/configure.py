@@ -34,7 +34,8 @@ def configure(vllm_config: Any) -> None:
     if not is_enabled(vllm_config):
         return
     PromptCacheConfig.from_vllm_config(vllm_config)
-    logger.info_once("Prompt cache: enabled, on vLLM's V1 model runner; V2 is not supported yet.")
+    runner = "V2" if vllm_config.use_v2_model_runner else "V1"
+    logger.info_once(f"Prompt cache: enabled, on vLLM's {runner} model runner.")
     refuse_unsupported(vllm_config)
     worker = vllm_config.parallel_config.worker_cls
     if worker in WORKERS.values():  # configured already
@@ -77,7 +78,6 @@ def _reasons(vllm_config: Any) -> list[tuple[bool, str]]:
         or getattr(text_config, "model_type", "") in ALWAYS_ALIBI
     )
     return [
-        (vllm_config.use_v2_model_runner, "these settings need vLLM's V2 model runner"),
         (model.runner_type == "pooling", "pooling models generate nothing after a composed prompt"),
         (model.is_encoder_decoder, "encoder-decoder models attend to the prompt through cross-attention"),
         (model.is_hybrid or model.is_attention_free, "recurrent (Mamba, linear) states cannot be composed"),

@@ -17,7 +17,16 @@ class PromptCacheCPUWorker(PromptCacheWorking, cpu_worker.CPUWorker):
     """vLLM's CPU worker with composed requests."""
 
     def init_device(self) -> None:
-        """As vLLM's, constructing the prompt cache's model runner."""
-        base = cpu_worker.CPUModelRunner
-        with compat.model_runner_class(PromptCacheCPUModelRunner, base, cpu_worker):
+        """As vLLM's, constructing the prompt cache's model runner of the generation that vLLM chose."""
+        if self.use_v2_model_runner:
+            from vllm_promptcache.engine.cpu_runner_v2 import PromptCacheCPUModelRunnerV2, model_runner
+
+            replaced = compat.model_runner_class(
+                PromptCacheCPUModelRunnerV2, model_runner.CPUModelRunner, model_runner
+            )
+        else:
+            replaced = compat.model_runner_class(
+                PromptCacheCPUModelRunner, cpu_worker.CPUModelRunner, cpu_worker
+            )
+        with replaced:
             super().init_device()  # type: ignore[no-untyped-call]

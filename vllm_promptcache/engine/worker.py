@@ -19,6 +19,15 @@ class PromptCacheGPUWorker(PromptCacheWorking, gpu_worker.Worker):
     """vLLM's GPU worker with composed requests."""
 
     def _make_model_runner(self) -> Any:
-        base = gpu_model_runner.GPUModelRunner
-        with compat.model_runner_class(PromptCacheGPUModelRunner, base, gpu_model_runner):
+        if self.use_v2_model_runner:
+            from vllm_promptcache.engine.gpu_runner_v2 import PromptCacheGPUModelRunnerV2, model_runner
+
+            replaced = compat.model_runner_class(
+                PromptCacheGPUModelRunnerV2, model_runner.GPUModelRunner, model_runner
+            )
+        else:
+            replaced = compat.model_runner_class(
+                PromptCacheGPUModelRunner, gpu_model_runner.GPUModelRunner, gpu_model_runner
+            )
+        with replaced:
             return super()._make_model_runner()

@@ -1,0 +1,104 @@
+"""Attention layers: which are understood, the shape of their rows, and their cache updates."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from vllm_promptcache.compat.shims import expect
+from vllm_promptcache.compat.version import UnsupportedError
+
+
+def check_layers(layers: Sequence[Any]) -> None:
+    """Refuse attention by index distance that a model's configuration did not tell of, and backends
+    whose cache updates cannot be observed.
+
+    Raises:
+        UnsupportedError: a layer has ALiBi slopes or a sliding window, or writes its cache by itself.
+    """
+    for layer in layers:
+        if is_latent(layer):
+            expect(layer.impl.do_kv_cache_update, "kv_c_normed", "k_pe", "kv_cache", "slot_mapping")
+        elif layer.attn_backend.forward_includes_kv_cache_update:
+            raise UnsupportedError(
+                f"the prompt cache does not work with the attention backend {layer.attn_backend.get_name()}: "
+                "it writes the KV cache inside its forward pass"
+            )
+        if getattr(layer.impl, "alibi_slopes", None) is not None:
+            raise UnsupportedError(f"the prompt cache does not work with ALiBi: {layer.layer_name} has it")
+        if getattr(layer, "sliding_window", None) is not None:
+            raise UnsupportedError(f"the prompt cache does not work with the window of {layer.layer_name}")
+
+
+def is_latent(layer: Any) -> bool:
+    """Whether a layer is one of multi-head latent attention: its rows are latents and rotary keys."""
+    return hasattr(layer, "kv_lora_rank")
+
+
+def shares_cache(layer: Any) -> bool:
+    """Whether a layer reads another layer's KV cache instead of writing one."""
+    return getattr(layer, "kv_sharing_target_layer_name", None) is not None
+
+
+def shape_of_rows(layer: Any) -> tuple[int, ...]:
+    """What a layer's key and value rows have the shape of: equal for layers with rows of one shape.
+
+    Models with layers of different shape: Nemotron-NAS has other numbers of KV heads, Gemma 4 other sizes.
+    """
+    if is_latent(layer):
+        return (layer.kv_lora_rank, layer.head_size)
+    return (layer.num_kv_heads, layer.head_size, getattr(layer, "head_size_v", layer.head_size))
+
+
+def update_cache(layer: Any, key: Any, value: Any, slots: Any) -> None:
+    """Write rows, as they were observed, to slots of a layer's KV cache, through its backend.
+
+    Target: AttentionImpl.do_kv_cache_update, and the one of MLAAttentionImpl, which has another signature.
+    """
+    update = layer.impl.do_kv_cache_update
+    if is_latent(layer):
+        update(key, value, layer.kv_cache, slots, layer.kv_cache_dtype, layer._k_scale)
+    else:
+        update(layer, key, value, layer.kv_cache, slots)
+
+
+@contextlib.contextmanager
+def cache_updates_observed(layers: Sequence[Any], observe: Callable[..., None]) -> Iterator[None]:
+    """Call ``observe(index, update, key, value)`` after each layer's cache update; ``update(key, value,
+    slots)`` updates the same cache again. For latent attention, key and value are the latent and the rotary
+    key.
+
+    Target: as in `update_cache`. Why: there keys and values pass on their way to the cache, whatever its
+    layout (patches/: kv-cache-update-hook).
+    """
+    for index, layer in enumerate(layers):
+        make = _observed_latent if is_latent(layer) else _observed
+        layer.impl.do_kv_cache_update = make(index, layer.impl.do_kv_cache_update, observe)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.impl.do_kv_cache_update
+
+
+def _observed(index: int, update: Any, observe: Any) -> Any:
+    def do_kv_cache_update(layer: Any, key: Any, value: Any, kv_cache: Any, slots: Any) -> None:
+        def again(key: Any, value: Any, slots: Any) -> None:
+            update(layer, key, value, kv_cache, slots)
+
+        again(key, value, slots)
+        observe(index, again, key, value)
+
+    return do_kv_cache_update
+
+
+def _observed_latent(index: int, update: Any, observe: Any) -> Any:
+    def do_kv_cache_update(latent: Any, key: Any, kv_cache: Any, slots: Any, *scaling: Any) -> None:
+        def again(latent: Any, key: Any, slots: Any) -> None:
+            update(latent, key, kv_cache, slots, *scaling)
+
+        again(latent, key, slots)
+        observe(index, again, latent, key)
+
+    return do_kv_cache_update

@@ -1,0 +1,81 @@
+"""What model runners of both generations share: seats taken, layers found, a step's effects taken back."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from vllm_promptcache import compat
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.engine.cache_writer import CacheWriter
+from vllm_promptcache.engine.row_view import present
+from vllm_promptcache.engine.step import Step
+from vllm_promptcache.engine.step_composer import StepComposer
+
+
+class ComposingRunner:
+    """Mixin over vLLM's model runners, below the adapters to the two generations.
+
+    A `Step` lives from where an adapter composes it until the end of ``execute_model``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._composer = StepComposer()
+        self._step: Step | None = None
+        self._effects = contextlib.ExitStack()
+        super().__init__(*args, **kwargs)
+
+    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's; then find the layers whose cache updates are captured and injected."""
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
+        context = self.compilation_config.static_forward_context  # type: ignore[attr-defined]
+        names = [n for g in kv_cache_config.kv_cache_groups for n in g.layer_names]
+        layers = [context[name] for name in names]
+        compat.check_layers(layers)
+        own = [layer for layer in layers if not compat.shares_cache(layer)]
+        self._cache_writer = CacheWriter(own, self.device)  # type: ignore[attr-defined]
+
+    @property
+    def row_store(self) -> Any:
+        """The edge rows kept here."""
+        return self._cache_writer.row_store
+
+    def compare_states(self, unit: UnitKey, other: UnitKey) -> list[tuple[list[float], float]]:
+        """See ``RowStore.compare``; of the model's second layer, where the first has mixed tokens."""
+        return self.row_store.compare(unit, other, min(1, self.row_store.num_layers - 1))  # type: ignore[no-any-return]
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a step; whatever it needed of Python is taken back at its end."""
+        try:
+            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._effects.close()
+            self._step = None
+
+    def _take_message(self, scheduler_output: Any) -> None:
+        """What the scheduler says beside vLLM's own output. After requests were removed, before added."""
+        self._composer.finish(scheduler_output.finished_req_ids)
+        message = compat.message_of(scheduler_output)
+        if message is not None:
+            self._cache_writer.take(message)
+            self._composer.seat(message.seatings)
+
+    def _needs_python(self) -> bool:
+        return self._step is not None and self._step.needs_python
+
+    def _begin_effects(self, step: Step, table: Any, block_size: int, slot_mapping: Any) -> None:
+        """Move slots in place, write edge rows, and begin to capture."""
+        writer = self._cache_writer
+        if len(step.moved):
+            slots = writer.slots_of(step.moved_slots, table, block_size)
+            slot_mapping[writer.on_device(step.moved)] = slots
+        self._effects.enter_context(writer.begin(step, table, block_size))
+
+    def _rows_presented(self) -> contextlib.AbstractContextManager[None]:
+        """Attention backends build their metadata for the step's rows meanwhile."""
+        rows = None if self._step is None else self._step.rows
+        if rows is None:
+            return contextlib.nullcontext()
+        groups = [g for per_cache_group in self.attn_groups for g in per_cache_group]  # type: ignore[attr-defined]
+        device = self.device  # type: ignore[attr-defined]
+        return compat.attention_metadata_seen_through(groups, lambda common: present(common, rows, device))

@@ -1,0 +1,157 @@
+"""What of a step is composed: from the seats that requests took, and the batch they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.blocks.rows import Chunk, Rows, moved_tokens, positions_of, split_rows
+from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.engine.messages import Seating
+from vllm_promptcache.engine.step import Batch, Capturing, Injection, Step, TableSlots
+
+NO_TOKENS = np.empty(0, np.int64)
+NO_SLOTS = TableSlots(NO_TOKENS, NO_TOKENS)
+
+
+class StepComposer:
+    """Keeps the seats of a runner's requests, and works out steps from them.
+
+    vLLM computes a token's position and its slot from the same index, its place among the request's
+    tokens. For composed requests the index gives the slot; the position comes from the seats.
+
+    Each step, in this order: `finish`, `seat`, `compose`. A request that was preempted stays seated, and is
+    seated anew when it comes back; its edge rows are then written again.
+    """
+
+    def __init__(self) -> None:
+        self._seated: dict[str, Seating] = {}
+        self._newly_seated: list[str] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no composed request is there."""
+        return not self._seated
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Requests are over."""
+        for request_id in request_ids:
+            if self._seated.pop(request_id, None) is not None and request_id in self._newly_seated:
+                self._newly_seated.remove(request_id)
+
+    def seat(self, seatings: Mapping[str, Seating]) -> None:
+        """Requests take their seats. They are in the batch of this step or, where it is not run, of a later."""
+        self._seated.update(seatings)
+        self._newly_seated += [r for r in seatings if r not in self._newly_seated]
+
+    def position_shift(self, request_id: str) -> int:
+        """What to add to the index of a request's generated tokens to have their positions."""
+        seating = self._seated.get(request_id)
+        return 0 if seating is None else seating.seats.position_shift
+
+    def compose(self, batch: Batch) -> Step | None:
+        """What of a step is composed; None if nothing is. Notes that edge rows are written."""
+        chunks: dict[int, Chunk] = {}
+        shifts: NDArray[np.int64] | None = None
+        for index, request_id in enumerate(batch.request_ids):
+            seating = self._seated.get(request_id)
+            if seating is None:
+                continue
+            computed, seats = int(batch.computed[index]), seating.seats
+            if computed < seats.num_prompt_tokens:
+                chunks[index] = Chunk(computed, int(batch.scheduled[index]), seats)
+            elif seats.position_shift:  # without gaps a token's index is its position
+                if shifts is None:
+                    shifts = np.zeros(len(batch.request_ids), np.int64)
+                shifts[index] = seats.position_shift
+        if not chunks:
+            if shifts is None and not self._newly_seated:
+                return None
+            edge_rows = self._take_edge_rows(batch, frozenset())[0]
+            return Step(NO_TOKENS, NO_TOKENS, shifts, NO_TOKENS, NO_SLOTS, None, (), edge_rows, None)
+        tokens, positions = _positions(batch, chunks)
+        rows = _rows(batch, chunks)
+        moved, moved_slots = (NO_TOKENS, NO_SLOTS) if rows is None else _moved(batch, chunks)
+        captures = self._captures(batch, chunks)
+        edge_rows, late = self._take_edge_rows(batch, frozenset(c.unit for c in captures))
+        return Step(tokens, positions, shifts, moved, moved_slots, rows, captures, edge_rows, late)
+
+    def _captures(self, batch: Batch, chunks: Mapping[int, Chunk]) -> tuple[Capturing, ...]:
+        captures: list[Capturing] = []
+        for index, chunk in chunks.items():
+            capture = self._seated[batch.request_ids[index]].capture
+            if capture is None or chunk.seats is None:
+                continue
+            first, start = chunk.computed - chunk.seats.num_cached_tokens, batch.starts[index]
+            slots = capture.slots[first : first + chunk.scheduled]
+            rows = capture.rows[first : first + chunk.scheduled]
+            stored, kept = np.flatnonzero(slots >= 0), np.flatnonzero(rows >= 0)
+            captures.append(Capturing(capture.unit, stored + start, slots[stored], kept + start, rows[kept]))
+        return tuple(captures)
+
+    def _take_edge_rows(
+        self, batch: Batch, captured: frozenset[UnitKey]
+    ) -> tuple[Injection | None, Injection | None]:
+        """The edge rows of requests of the batch that took their seats: those to write at once, and those of
+        units that this step captures, to write as they come."""
+        if not self._newly_seated:
+            return None, None
+        indices = {request_id: index for index, request_id in enumerate(batch.request_ids)}
+        seated = [r for r in self._newly_seated if r in indices]
+        self._newly_seated = [r for r in self._newly_seated if r not in indices]
+        edges = [(indices[r], self._seated[r], self._seated[r].edge_rows) for r in seated]
+        if not captured:
+            return _injection(edges), None
+        now = [(i, s, tuple(e for e in rows if e.unit not in captured)) for i, s, rows in edges]
+        late = [(i, s, tuple(e for e in rows if e.unit in captured)) for i, s, rows in edges]
+        return _injection(now), _injection(late)
+
+
+def _injection(edges: Sequence[tuple[int, Seating, tuple[EdgeRows, ...]]]) -> Injection | None:
+    """Edge rows by request, with their slots in the request's private blocks."""
+    ranges: list[EdgeRows] = []
+    requests: list[NDArray[np.int64]] = []
+    slots: list[NDArray[np.int64]] = []
+    for index, seating, rows in edges:
+        if rows:
+            offsets = np.concatenate([np.arange(e.offset, e.offset + e.end - e.start) for e in rows])
+            ranges += rows
+            requests.append(np.full(len(offsets), index, np.int64))
+            slots.append(seating.seats.num_shared_blocks * seating.seats.block_size + offsets)
+    if not ranges:
+        return None
+    return Injection(tuple(ranges), TableSlots(np.concatenate(requests), np.concatenate(slots)))
+
+
+def _positions(
+    batch: Batch, chunks: Mapping[int, Chunk]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of prompts, and their positions."""
+    tokens = [np.arange(batch.starts[index], batch.starts[index + 1]) for index in chunks]
+    positions = [positions_of(chunk) for chunk in chunks.values()]
+    return np.concatenate(tokens), np.concatenate(positions)
+
+
+def _rows(batch: Batch, chunks: Mapping[int, Chunk]) -> Rows | None:
+    if not any(chunk.has_middle_rows for chunk in chunks.values()):
+        return None
+    sizes = zip(batch.computed, batch.scheduled, strict=True)
+    return split_rows(
+        [chunks.get(i) or Chunk(int(computed), int(scheduled), None) for i, (computed, scheduled) in enumerate(sizes)]
+    )
+
+
+def _moved(batch: Batch, chunks: Mapping[int, Chunk]) -> tuple[NDArray[np.int64], TableSlots]:
+    """Tokens whose slot is not that of their index, and their slots."""
+    tokens: list[NDArray[np.int64]] = []
+    requests: list[NDArray[np.int64]] = []
+    slots: list[NDArray[np.int64]] = []
+    for index, chunk in chunks.items():
+        moved, logical = moved_tokens(chunk)
+        tokens.append(moved + batch.starts[index])
+        requests.append(np.full(len(moved), index, np.int64))
+        slots.append(logical)
+    return np.concatenate(tokens), TableSlots(np.concatenate(requests), np.concatenate(slots))
