@@ -135,8 +135,8 @@ def replace_model_positions(
 
     ``positions(input_batch, given)`` are a step's, where ``given`` are those that the model's state has in
     mind, if any; ``dummy_positions(num_tokens)`` the same buffer when graphs are captured with it.
-    Target: ModelState.prepare_inputs and prepare_dummy_inputs, instance by instance. Why: which class it is of
-    is the model's choice.
+    Target: ModelState.prepare_inputs and prepare_dummy_inputs, instance by instance. Why: the model chooses
+    its class.
     """
     prepare, prepare_dummy = model_state.prepare_inputs, model_state.prepare_dummy_inputs
     expect(prepare, "input_batch", "req_states")

@@ -20,7 +20,12 @@ def present(common: Any, rows: Rows, device: torch.device) -> Any:
     table = common.block_table_tensor
     requests, shared, seq_lens, skipped = (
         torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (rows.requests, rows.shared_blocks, rows.seq_lens, rows.all_shared_blocks - rows.shared_blocks)
+        for array in (
+            rows.requests,
+            rows.shared_blocks,
+            rows.seq_lens,
+            rows.all_shared_blocks - rows.shared_blocks,
+        )
     )
     columns = torch.arange(table.shape[1], device=device).expand(len(requests), -1)
     columns = columns + torch.where(columns >= shared[:, None], skipped[:, None], 0)

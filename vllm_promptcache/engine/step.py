@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.rows import Rows
 from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.unit_key import UnitKey
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.rows import Chunk, Rows, moved_tokens, positions_of, split_rows
 from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.messages import Seating
 from vllm_promptcache.engine.step import Batch, Capturing, Injection, Step, TableSlots
 
@@ -43,7 +43,7 @@ class StepComposer:
                 self._newly_seated.remove(request_id)
 
     def seat(self, seatings: Mapping[str, Seating]) -> None:
-        """Requests take their seats. They are in the batch of this step or, where it is not run, of a later."""
+        """Requests take their seats. They are in the batch of this step or a later one."""
         self._seated.update(seatings)
         self._newly_seated += [r for r in seatings if r not in self._newly_seated]
 
@@ -126,9 +126,7 @@ def _injection(edges: Sequence[tuple[int, Seating, tuple[EdgeRows, ...]]]) -> In
     return Injection(tuple(ranges), TableSlots(np.concatenate(requests), np.concatenate(slots)))
 
 
-def _positions(
-    batch: Batch, chunks: Mapping[int, Chunk]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _positions(batch: Batch, chunks: Mapping[int, Chunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of prompts, and their positions."""
     tokens = [np.arange(batch.starts[index], batch.starts[index + 1]) for index in chunks]
     positions = [positions_of(chunk) for chunk in chunks.values()]
@@ -140,7 +138,10 @@ def _rows(batch: Batch, chunks: Mapping[int, Chunk]) -> Rows | None:
         return None
     sizes = zip(batch.computed, batch.scheduled, strict=True)
     return split_rows(
-        [chunks.get(i) or Chunk(int(computed), int(scheduled), None) for i, (computed, scheduled) in enumerate(sizes)]
+        [
+            chunks.get(i) or Chunk(int(computed), int(scheduled), None)
+            for i, (computed, scheduled) in enumerate(sizes)
+        ]
     )
 
 
