@@ -19,7 +19,9 @@ class PromptCacheCPUWorker(PromptCacheWorking, cpu_worker.CPUWorker):
     def init_device(self) -> None:
         """As vLLM's, constructing the prompt cache's model runner of the generation that vLLM chose."""
         if self.use_v2_model_runner:
-            from vllm_promptcache.engine.cpu_runner_v2 import PromptCacheCPUModelRunnerV2, model_runner
+            from vllm.v1.worker.cpu import model_runner
+
+            from vllm_promptcache.engine.cpu_runner_v2 import PromptCacheCPUModelRunnerV2
 
             replaced = compat.model_runner_class(
                 PromptCacheCPUModelRunnerV2, model_runner.CPUModelRunner, model_runner

@@ -20,7 +20,9 @@ class PromptCacheGPUWorker(PromptCacheWorking, gpu_worker.Worker):
 
     def _make_model_runner(self) -> Any:
         if self.use_v2_model_runner:
-            from vllm_promptcache.engine.gpu_runner_v2 import PromptCacheGPUModelRunnerV2, model_runner
+            from vllm.v1.worker.gpu import model_runner
+
+            from vllm_promptcache.engine.gpu_runner_v2 import PromptCacheGPUModelRunnerV2
 
             replaced = compat.model_runner_class(
                 PromptCacheGPUModelRunnerV2, model_runner.GPUModelRunner, model_runner
