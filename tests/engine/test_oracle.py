@@ -17,14 +17,17 @@ from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
 from tests.engine.support import greedy, largest_error, serving, tokens_of
-from vllm_promptcache.contract.plan import Plan
+from tests.pool_cases import POOL_CASES
+from vllm_promptcache.contract.plan import CachedSegment, Plan
+from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.repairs.repaired import without_reuse
 
 MAX_ERROR = 1e-3
+ALL = (*CASES, *LONG_CASES, *POOL_CASES)
 NUM_TOKENS = 32
 NUM_PLAIN_TOKENS = 4
-ALL_CASES = [case.with_encode(mode) for case in (*CASES, *LONG_CASES) for mode in ENCODE_MODES]
-IDS = [f"{case.name}-{mode}" for case in (*CASES, *LONG_CASES) for mode in ENCODE_MODES]
+ALL_CASES = [case.with_encode(mode) for case in ALL for mode in ENCODE_MODES]
+IDS = [f"{case.name}-{mode}" for case in ALL for mode in ENCODE_MODES]
 
 # Block size, tokens a step at most, requests a step at most.
 ENGINES = [(32, 2048, 64), (32, 37, 16), (64, 2048, 3), (64, 101, 64), (128, 2048, 64), (128, 53, 8)]
@@ -79,4 +82,11 @@ def test_case(answers: Answers, plans: list[Plan], tiny_model: Path, oracle: Ora
 
 
 def test_each_unit_was_encoded_once(answers: Answers, plans: list[Plan]) -> None:
-    assert answers.num_encodings == len({unit.placement for plan in plans for unit in plan.units})
+    assert answers.num_encodings == len({placement for plan in plans for placement in _placements(plan)})
+
+
+def _placements(plan: Plan) -> set[Placement]:
+    """The plan's units where they stand: a moved one has seen its context as far away."""
+    moved = {(s.unit, s.moved) for s in plan.segments if isinstance(s, CachedSegment)}
+    placed = {(seen, by) for unit, by in moved for seen in (unit, *unit.context)}
+    return {Placement(u.digest, u.home + by) for u, by in {*placed, *((u, 0) for u in plan.units)}}

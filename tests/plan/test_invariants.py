@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from tests.byte_tokenizer import byte_tokenizer
 from tests.cases import CASES, ENCODE_MODES, Case
+from tests.pool_cases import POOL_CASES
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plain import plain_tokens
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
@@ -26,6 +28,7 @@ from vllm_promptcache.pml.nodes import (
     IncludeNode,
     ModuleNode,
     ParameterNode,
+    PoolNode,
     PromptNode,
     RoleNode,
     SchemaChild,
@@ -84,7 +87,8 @@ def check_units(layout: SchemaLayout, plan: Plan) -> None:
     needed = set(named)
     encoded: set[str] = set()
     for unit in plan.units:
-        assert any(unit is known for known in layout.units), "units are shared, not copied"
+        if not any(unit.id.startswith(f"{pool}/") for pool in layout.pools):
+            assert any(unit is known for known in layout.units), "units are shared, not copied"
         assert all(context.id in encoded for context in unit.context)
         encoded.add(unit.id)
         if unit.id in named:
@@ -106,8 +110,24 @@ def expected_tokens(
     _lay_out(schema.children, _write(bos, 0, included), prompt.children, included, encoder, {}, roles)
     texts: list[int] = []
     included_roles = [role for role in roles if role is not None and not role.startswith("-")]
-    _new_text(prompt.children, texts, encoder, included_roles)
+    _new_text(_without_pools(prompt.children, _pools(schema.children)), texts, encoder, included_roles)
     return included, texts
+
+
+def _pools(children: Sequence[Any]) -> set[str]:
+    """The names of pools anywhere in a schema: no case calls anything else so."""
+    inside = [_pools(getattr(child, "children", ())) for child in children]
+    return {child.name for child in children if isinstance(child, PoolNode)}.union(*inside)
+
+
+def _without_pools(children: Sequence[Any], pools: set[str]) -> list[Any]:
+    kept = [child for child in children if not (isinstance(child, IncludeNode) and child.name in pools)]
+    return [
+        replace(child, children=_without_pools(child.children, pools))
+        if isinstance(child, IncludeNode)
+        else child
+        for child in kept
+    ]
 
 
 def _write(token_ids: Sequence[int], position: int, target: dict[int, int] | None) -> int:
@@ -136,6 +156,8 @@ def _lay_out(
             position += child.length
         elif isinstance(child, ModuleNode):
             position = _module(child, position, prompt, encoder, target, roles)
+        elif isinstance(child, PoolNode):
+            position = _pool(child, position, prompt, encoder, target)
         elif isinstance(child, UnionNode):
             inside = prompt
             for node in prompt or ():
@@ -151,6 +173,29 @@ def _lay_out(
             position = _write(after, position, target)
             roles.append(child.role if target is not None else "-" + child.role)
     return position
+
+
+def _pool(
+    pool: PoolNode,
+    position: int,
+    prompt: Sequence[Any] | None,
+    encoder: TextEncoder,
+    target: dict[int, int] | None,
+) -> int:
+    declared = {member.name: member for member in pool.members}
+    end = position
+    for node in prompt or ():
+        if not isinstance(node, IncludeNode) or node.name != pool.name:
+            continue
+        for child in node.children:
+            if isinstance(child, TextNode):
+                end = _write(encoder.encode(child.text), end, target)
+            elif isinstance(child, ModuleNode):
+                end = _lay_out(child.children, end, None, target, encoder, {}, [])
+            else:
+                arguments = dict(child.arguments)
+                end = _lay_out(declared[child.name].children, end, None, target, encoder, arguments, [])
+    return end if pool.length is None else position + pool.length
 
 
 def _module(
@@ -194,7 +239,7 @@ def check_tokens(schema: SchemaNode, prompt: PromptNode, plan: Plan, encoder: Te
 
 
 @pytest.mark.parametrize("mode", ENCODE_MODES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *POOL_CASES], ids=lambda case: case.name)
 def test_every_case(case: Case, mode: str, tokenizer: Any, encoder: TextEncoder) -> None:
     schema_text, prompt_text = case.with_encode(mode).texts(tokenizer)
     (schema,) = parse_document(schema_text).schemas

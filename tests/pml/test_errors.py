@@ -216,6 +216,43 @@ NAMES = {
     SCHEMA + '<union name="u"><module name="a"/></union><scaffold modules="u/a"/></schema>': [
         "1:70: schema[s]/scaffold/@modules: 'u' is a union: paths name its members without it"
     ],
+    # Pools
+    SCHEMA + '<pool length="9"/></schema>': ["1:18: schema[s]/pool: attribute 'name' is missing"],
+    SCHEMA + '<pool name="p" length="0"/></schema>': [
+        "1:33: schema[s]/pool[p]/@length: 'length' is '0'; it must be a number of tokens, at least 1"
+    ],
+    SCHEMA + '<pool name="p">text</pool></schema>': ["1:33: schema[s]/pool[p]: text cannot stand in 'pool'"],
+    SCHEMA + '<pool name="p"><module/></pool></schema>': [
+        "1:33: schema[s]/pool[p]/module: attribute 'name' is missing"
+    ],
+    SCHEMA + '<pool name="p"><module name="a"><module name="b"/></module></pool></schema>': [
+        "1:50: schema[s]/pool[p]/module[a]/module[b]: 'module' cannot stand in 'module'"
+    ],
+    SCHEMA + '<pool name="p"><union name="u"/></pool></schema>': [
+        "1:33: schema[s]/pool[p]/union[u]: 'union' cannot stand in 'pool'"
+    ],
+    SCHEMA + '<pool name="p"><module name="a"><user>x</user></module></pool></schema>': [
+        "1:50: schema[s]/pool[p]/module[a]/user: 'user' cannot stand in 'module'"
+    ],
+    SCHEMA + '<union><pool name="p"/></union></schema>': [
+        "1:25: schema[s]/union/pool[p]: 'pool' cannot stand in 'union'"
+    ],
+    SCHEMA + '<pool name="p"><module name="a b"/><module name="a b"/></pool></schema>': [
+        "1:61: schema[s]/pool[p]/module[a b]/@name: the name 'a b' is taken by another module or union next to it"
+    ],
+    SCHEMA + '<module name="p"/><pool name="p"/></schema>': [
+        "1:42: schema[s]/pool[p]/@name: the name 'p' is taken by another module, union or pool next to it"
+    ],
+    SCHEMA + '<pool name="p"><module name="a"/></pool><scaffold modules="p"/></schema>': [
+        "1:68: schema[s]/scaffold/@modules: unknown module 'p'"
+    ],
+    "<prompt schema='s'><p><use/></p></prompt>": ["1:23: prompt/p/use: attribute 'module' is missing"],
+    "<prompt schema='s'><p><module>x</module></p></prompt>": [
+        "1:23: prompt/p/module: attribute 'name' is missing"
+    ],
+    "<prompt schema='s'><p><module name='m'>x<b/></module></p></prompt>": [
+        "1:41: prompt/p/module[m]/b: a module that comes with a prompt holds text only"
+    ],
     # Prompts
     "<prompt/>": ["1:1: prompt: attribute 'schema' is missing"],
     "<prompt shema='s'/>": ["1:9: prompt/@shema: unknown attribute 'shema'; did you mean 'schema'?"],

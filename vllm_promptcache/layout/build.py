@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 from vllm_promptcache.contract.plan import NewSegment
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import IssueList, PMLError
-from vllm_promptcache.layout.draft import ModuleDraft, ParameterDraft, UnionDraft, draft_schema
+from vllm_promptcache.layout.draft import ModuleDraft, Run, UnionDraft, draft_schema
 from vllm_promptcache.layout.encoder import TextEncoder, Tokenizer
-from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout, UnionLayout
+from vllm_promptcache.layout.parts import (
+    ModuleLayout,
+    ParameterLayout,
+    PoolLayout,
+    ScaffoldLayout,
+    UnionLayout,
+)
+from vllm_promptcache.layout.pools import make_pool, units_of
 from vllm_promptcache.layout.scaffolds import make_scaffolds
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.layout.units import make_pieces, make_unit, new_piece
+from vllm_promptcache.layout.units import lay_out_module, make_unit
 from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
-from vllm_promptcache.pml.nodes import SchemaNode
+from vllm_promptcache.pml.nodes import PoolNode, SchemaNode
 
 DEFAULT_MIN_FREE_TOKENS = 16
-# One for all modules that have none, so that a prompt over many of them touches less memory.
-_NO_PARAMETERS: Mapping[str, ParameterLayout] = {}
 
 
 def build_layout(
@@ -47,22 +53,24 @@ def build_layout(
         )
         issues.add(schema.place.issue(what))
     issues.raise_if_any()
-    builder = _Builder(schema, limits)
-    builder.module(root, None, ())
+    builder = _Builder(schema, limits, issues)
+    builder.module(root, None, (), ())
     modules = tuple([builder.modules[index] for index in range(len(builder.modules))])
     scaffolds = make_scaffolds(schema, root, builder.units, issues)
     issues.raise_if_any()
-    units = (*builder.units.values(), *(scaffold.unit for scaffold in scaffolds))
+    members = [units_of(module.pool.members.values()) for module in modules if module.pool is not None]
+    units = (*builder.units.values(), *chain(*members), *(scaffold.unit for scaffold in scaffolds))
     return SchemaLayout(
         name=schema.name,
         encode=schema.encode,
-        digest=_digest(schema, modules, scaffolds),
+        digest=_digest(schema, modules, scaffolds, root.trailing),
         num_positions=root.end,
         max_model_len=max_model_len,
         modules=modules,
         units=units,
         unit_places=_unit_places(units),
         scaffolds=tuple(scaffolds),
+        trailing=tuple([(run.token_ids, run.place.label("schema")) for run in root.trailing]),
         encoder=encoder,
     )
 
@@ -70,8 +78,9 @@ def build_layout(
 class _Builder:
     """Makes modules' layouts from the schema down, so that contexts are there before what sees them."""
 
-    def __init__(self, schema: SchemaNode, limits: Limits) -> None:
+    def __init__(self, schema: SchemaNode, limits: Limits, issues: IssueList) -> None:
         self._schema = schema
+        self._issues = issues
         self._max_contexts = limits.max_contexts
         self._num_contexts = 0
         self._sees_context = schema.encode != "isolated"
@@ -80,15 +89,19 @@ class _Builder:
         self.modules: dict[int, ModuleLayout] = {}
 
     def module(
-        self, draft: ModuleDraft, union: UnionLayout | None, context: tuple[Unit, ...]
+        self,
+        draft: ModuleDraft,
+        union: UnionLayout | None,
+        context: tuple[Unit, ...],
+        around: tuple[Unit, ...],
     ) -> ModuleLayout:
+        """A module's layout, and those of all in it; `around` are what it sees of the modules around it."""
         unit = make_unit(draft.path, draft.runs, context) if draft.cache else None
         if unit is not None:
             self._count_contexts(unit)
             self.units[draft.index] = unit
             if self._sees_context:
-                context = (*context, unit)
-        kept = [run for run in draft.runs if run.kept]
+                context, around = (*context, unit), (*around, unit)
         children: dict[str, ModuleLayout] = {}
         unions = {id(union): _union(union) for union in draft.unions}
         # What siblings further down may see, and the union each is in.
@@ -96,7 +109,7 @@ class _Builder:
         for child in draft.children:
             child_union = unions[id(child.union)] if child.union else None
             seen = [unit for union_of, unit in before if union_of is None or union_of is not child.union]
-            layout = self.module(child, child_union, (*context, *seen))
+            layout = self.module(child, child_union, (*context, *seen), around)
             if self._sees_siblings and _stands_for_union(child):
                 before += [(child.union, unit) for unit in self._units_under(child)]
             children[layout.name] = layout
@@ -104,24 +117,11 @@ class _Builder:
                 members = child_union.members
                 assert isinstance(members, dict)
                 members[layout.name] = layout
-        module = ModuleLayout(
-            index=draft.index,
-            name=draft.node.name,
-            path=draft.path,
-            start=draft.start,
-            end=draft.end,
-            cache=draft.cache,
-            num_tokens=sum(len(run.token_ids) for run in kept),
-            unit=unit,
-            pieces=_pieces(draft, unit),
-            own_end=kept[-1].end if kept else None,
-            children=children,
-            unions={union.name: union for union in unions.values() if union.name is not None},
-            union=union,
-            parameters={p.node.name: _parameter(p) for p in draft.parameters} or _NO_PARAMETERS,
-            roles=tuple(draft.roles),
-            source=draft.node.place.label("schema"),
-        )
+        pool = None
+        if isinstance(draft.node, PoolNode):
+            pool = make_pool(draft, around, self._issues, self._count_contexts)
+        named = {union.name: union for union in unions.values() if union.name is not None}
+        module = lay_out_module(draft, unit, children, named, union, pool)
         self.modules[draft.index] = module
         return module
 
@@ -153,32 +153,22 @@ def _unit_places(units: Sequence[Unit]) -> dict[Unit, tuple[int, ...]]:
     return {unit: tuple([place[needed] for needed in (*unit.context, unit)]) for unit in units}
 
 
-def _pieces(draft: ModuleDraft, unit: Unit | None) -> tuple[Piece, ...]:
-    if unit is not None:
-        return make_pieces(unit)
-    return tuple(
-        [new_piece(run.token_ids, run.start, run.place.label("schema")) for run in draft.runs if run.kept]
-    )
-
-
 def _union(draft: UnionDraft) -> UnionLayout:
     return UnionLayout(draft.index, draft.node.name, draft.start, draft.end, {}, draft.node.scaffold)
 
 
-def _parameter(draft: ParameterDraft) -> ParameterLayout:
-    node = draft.node
-    default = None
-    if draft.default:
-        default = new_piece(draft.default, draft.start, node.place.label("schema"))
-    return ParameterLayout(node.name, draft.start, node.length, node.required, default)
-
-
-def _digest(schema: SchemaNode, modules: Sequence[ModuleLayout], scaffolds: Sequence[ScaffoldLayout]) -> str:
+def _digest(
+    schema: SchemaNode,
+    modules: Sequence[ModuleLayout],
+    scaffolds: Sequence[ScaffoldLayout],
+    trailing: Sequence[Run],
+) -> str:
     structure = {
         "name": schema.name,
         "encode": schema.encode,
         "modules": [_module_structure(module) for module in modules],
         "scaffolds": [[s.unit.id, s.unit.digest, s.required, s.covered] for s in scaffolds],
+        "trailing": [list(run.token_ids) for run in trailing],
     }
     return sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
 
@@ -195,7 +185,12 @@ def _module_structure(module: ModuleLayout) -> list[Any]:
         [[list(segment.token_ids), segment.position_ids.tolist()] for segment in new],
         [_parameter_structure(parameter) for parameter in module.parameters.values()],
         module.roles,
+        _pool_structure(module.pool) if module.pool else None,
     ]
+
+
+def _pool_structure(pool: PoolLayout) -> list[Any]:
+    return [pool.num_positions, [_module_structure(member) for member in pool.members.values()]]
 
 
 def _parameter_structure(parameter: ParameterLayout) -> list[Any]:

@@ -12,6 +12,7 @@ from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import (
     ModuleNode,
     ParameterNode,
+    PoolNode,
     RoleNode,
     SchemaChild,
     SchemaNode,
@@ -55,13 +56,21 @@ class UnionDraft:
     end: int
 
 
+# The index of a pool's member, which is in no mask.
+MEMBER = -1
+
+
 # Not frozen: filled while its children are walked.
 @dataclass
 class ModuleDraft:
-    """A module, or the schema, with its own runs and its children's drafts."""
+    """A module, a pool or the schema, with its own runs and its children's drafts.
+
+    `members` are a pool's, each from the pool's start on. `trailing` is the schema's own text behind a pool
+    that has no length: the starts of these runs mean nothing.
+    """
 
     index: int
-    node: ModuleNode | SchemaNode
+    node: ModuleNode | SchemaNode | PoolNode
     path: str
     start: int
     end: int = 0
@@ -71,6 +80,8 @@ class ModuleDraft:
     parameters: list[ParameterDraft] = field(default_factory=list)
     children: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionDraft] = field(default_factory=list)
+    members: list[ModuleDraft] = field(default_factory=list)
+    trailing: list[Run] = field(default_factory=list)
 
     @cached_property
     def children_by_name(self) -> dict[str, ModuleDraft]:
@@ -94,6 +105,19 @@ def draft_schema(
     return _Drafter(encoder, max_model_len, issues, limits).schema(schema)
 
 
+def draft_text(node: ModuleNode, path: str, start: int, encoder: TextEncoder) -> ModuleDraft:
+    """A module of text only, from a position on."""
+    draft = ModuleDraft(MEMBER, node, path, start)
+    position = start
+    for child in node.children:
+        assert isinstance(child, TextNode), "such a module has text only"
+        if token_ids := encoder.encode(child.text):
+            draft.runs.append(Run(token_ids, position, True, child.place))
+            position += len(token_ids)
+    draft.end = position
+    return draft
+
+
 class _Drafter:
     def __init__(self, encoder: TextEncoder, max_model_len: int, issues: IssueList, limits: Limits) -> None:
         self._encoder = encoder
@@ -105,6 +129,8 @@ class _Drafter:
         self._num_unions = 0
         # The role of the message before, in document order: templates write what lies between two.
         self._previous_role: str | None = None
+        # The pool without a length that has been laid out: nothing behind it has a place.
+        self._open_pool: PoolNode | None = None
 
     def schema(self, node: SchemaNode) -> ModuleDraft:
         draft = ModuleDraft(self._next_index(), node, node.name, 0)
@@ -136,7 +162,10 @@ class _Drafter:
     def _children(self, draft: ModuleDraft, children: Sequence[SchemaChild], position: int) -> int:
         """Lays out children from `position` on; returns the position after them."""
         for child in children:
-            if isinstance(child, TextNode):
+            if self._open_pool and isinstance(child, ModuleNode | UnionNode | PoolNode):
+                what = f"nothing but text can stand behind the pool {quote(self._open_pool.name)}"
+                self._issues.add(child.place.issue(f"{what}, which has no length"))
+            elif isinstance(child, TextNode):
                 position = self._append(draft, self._encoder.encode(child.text), position, child.place)
             elif isinstance(child, ParameterNode):
                 position = self._parameter(draft, child, position)
@@ -144,6 +173,8 @@ class _Drafter:
                 position = self._module(draft, child, position, None)
             elif isinstance(child, UnionNode):
                 position = self._union(draft, child, position)
+            elif isinstance(child, PoolNode):
+                position = self._pool(draft, child, position)
             elif isinstance(child, RoleNode):
                 position = self._role(draft, child, position)
         return position
@@ -151,6 +182,9 @@ class _Drafter:
     def _append(
         self, draft: ModuleDraft, token_ids: Sequence[int], position: int, place: Place, kept: bool = True
     ) -> int:
+        if self._open_pool:
+            draft.trailing.append(Run(token_ids, position, kept, place))
+            return position
         if token_ids:
             draft.runs.append(Run(token_ids, position, kept, place))
         return position + len(token_ids)
@@ -177,6 +211,21 @@ class _Drafter:
             child.union = union
         parent.unions.append(union)
         return end
+
+    def _pool(self, parent: ModuleDraft, node: PoolNode, position: int) -> int:
+        draft = ModuleDraft(self._next_index(), node, f"{parent.path}/{node.name}", position)
+        parent.children.append(draft)
+        for member in node.members:
+            path = f"{draft.path}/{member.name}"
+            inside = ModuleDraft(MEMBER, member, path, position)
+            inside.end = self._children(inside, member.children, position)
+            draft.members.append(inside)
+        draft.end = position + (node.length or 0)
+        if node.length is None:
+            if parent.index:
+                self._issues.add(node.place.issue("a pool in a module needs a 'length'"))
+            self._open_pool = node
+        return draft.end
 
     def _parameter(self, draft: ModuleDraft, node: ParameterNode, position: int) -> int:
         end = position + node.length

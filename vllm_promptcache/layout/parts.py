@@ -42,15 +42,35 @@ class UnionLayout:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class PoolLayout:
+    """Room for members from position `start` on: `num_positions`, or without an end where that is None.
+
+    Members, those declared in the schema by name, are laid out at `start` and see the units of `context`.
+    """
+
+    path: str
+    start: int
+    num_positions: int | None
+    context: tuple[Unit, ...]
+    members: Mapping[str, ModuleLayout]
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class ModuleLayout:
-    """A module (or, with index 0, the schema itself) and its place.
+    """A module (or, with index 0, the schema itself) and its place; or a pool, or a member of one.
 
     `path` starts with the schema's name and is the unit's id. `[start, end)` is the span of positions,
     nested modules included. `num_tokens` counts the module's own text. `pieces` are the own text, ready
     for a plan: maximal runs of the unit's kept tokens or, with `cache="false"`, new tokens. `own_end` is
     one after the last own token's position, or None. `children` holds the nested modules by name,
     members of unions among them; `union` is the union it is a member of. `roles` are the chat roles in
-    the own text with their positions. `source` is what a new segment of its text names as source.
+    the own text with their positions. `source` is what a new segment of its text names as source. `pool` is
+    there for a pool, which has no text of its own; a pool's members have no index.
     """
 
     index: int
@@ -69,6 +89,7 @@ class ModuleLayout:
     parameters: Mapping[str, ParameterLayout]
     roles: tuple[tuple[int, str], ...]
     source: str
+    pool: PoolLayout | None = None
 
 
 class ScaffoldPiece(NamedTuple):

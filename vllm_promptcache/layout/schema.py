@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import UNKNOWN_SCHEMA, PMLError, unknown
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.layout.parts import ModuleLayout, ScaffoldLayout
+from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, ScaffoldLayout
 from vllm_promptcache.pml.nodes import PromptNode
 
 
@@ -19,8 +20,9 @@ class SchemaLayout:
     `num_positions` is its length. `modules` lists the schema itself and all modules in document order;
     an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
     its context; `unit_places` gives for each the places in `units` of its context and itself.
-    `scaffolds` stand in the order in which they are preferred. `digest` is a hex SHA-256 over everything
-    that decides what a prompt becomes.
+    `scaffolds` stand in the order in which they are preferred. `trailing` is text behind a pool that has no
+    length, as token IDs and what `NewSegment.source` says of them: it is new in every prompt. `digest` is a
+    hex SHA-256 over everything that decides what a prompt becomes.
     """
 
     name: str
@@ -32,12 +34,18 @@ class SchemaLayout:
     units: tuple[Unit, ...]
     unit_places: Mapping[Unit, tuple[int, ...]]
     scaffolds: tuple[ScaffoldLayout, ...]
+    trailing: tuple[tuple[Sequence[int], str], ...]
     encoder: TextEncoder
 
     @property
     def num_placeholders(self) -> int:
         """The tokens that are encoded and never reused, of all units."""
         return sum(unit.num_tokens - int(unit.kept.sum()) for unit in self.units)
+
+    @cached_property
+    def pools(self) -> Mapping[str, PoolLayout]:
+        """Its pools by path."""
+        return {module.path: module.pool for module in self.modules if module.pool is not None}
 
     @property
     def root(self) -> ModuleLayout:

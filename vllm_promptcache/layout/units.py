@@ -2,16 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.contract.plan import CachedSegment, NewSegment
+from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Segment
 from vllm_promptcache.contract.unit import Unit
-from vllm_promptcache.layout.draft import Run
-from vllm_promptcache.layout.parts import Piece
+from vllm_promptcache.layout.draft import ModuleDraft, ParameterDraft, Run
+from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, PoolLayout, UnionLayout
+
+# One for all modules that have none, so that a prompt over many of them touches less memory.
+_NO_PARAMETERS: Mapping[str, ParameterLayout] = {}
+_NO_CHILDREN: Mapping[str, ModuleLayout] = {}
+_NO_UNIONS: Mapping[str, UnionLayout] = {}
+
+
+def lay_out_module(
+    draft: ModuleDraft,
+    unit: Unit | None,
+    children: Mapping[str, ModuleLayout] = _NO_CHILDREN,
+    unions: Mapping[str, UnionLayout] = _NO_UNIONS,
+    union: UnionLayout | None = None,
+    pool: PoolLayout | None = None,
+) -> ModuleLayout:
+    """The layout of a module whose own text is `unit`, or new text where that is None."""
+    kept = [run for run in draft.runs if run.kept]
+    return ModuleLayout(
+        index=draft.index,
+        name=draft.node.name,
+        path=draft.path,
+        start=draft.start,
+        end=draft.end,
+        cache=draft.cache,
+        num_tokens=sum(len(run.token_ids) for run in kept),
+        unit=unit,
+        pieces=_own_pieces(draft, unit),
+        own_end=kept[-1].end if kept else None,
+        children=children,
+        unions=unions,
+        union=union,
+        parameters={p.node.name: _parameter(p) for p in draft.parameters} or _NO_PARAMETERS,
+        roles=tuple(draft.roles),
+        source=draft.node.place.label("schema"),
+        pool=pool,
+    )
+
+
+def _own_pieces(draft: ModuleDraft, unit: Unit | None) -> tuple[Piece, ...]:
+    if unit is not None:
+        return make_pieces(unit)
+    return tuple(
+        [new_piece(run.token_ids, run.start, run.place.label("schema")) for run in draft.runs if run.kept]
+    )
+
+
+def _parameter(draft: ParameterDraft) -> ParameterLayout:
+    node = draft.node
+    default = None
+    if draft.default:
+        default = new_piece(draft.default, draft.start, node.place.label("schema"))
+    return ParameterLayout(node.name, draft.start, node.length, node.required, default)
 
 
 def make_unit(id: str, runs: Sequence[Run], context: Sequence[Unit]) -> Unit | None:
@@ -59,3 +112,13 @@ def make_pieces(unit: Unit) -> tuple[Piece, ...]:
 def new_piece(token_ids: Sequence[int], start: int, source: str) -> Piece:
     """New tokens from position `start` on; at least one."""
     return Piece(start, start + len(token_ids), NewSegment(token_ids, start, source))
+
+
+def move_piece(piece: Piece, by: int) -> Piece:
+    """The piece so many positions further on."""
+    segment = piece.segment
+    if isinstance(segment, CachedSegment):
+        moved: Segment = replace(segment, position=segment.position + by)
+    else:
+        moved = replace(segment, first_position=segment.first_position + by)
+    return Piece(piece.start + by, piece.end + by, moved)

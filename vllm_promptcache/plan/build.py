@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
-from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, ScaffoldLayout
+from vllm_promptcache.layout.parts import ModuleLayout, Piece, ScaffoldLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.layout.units import new_piece
+from vllm_promptcache.plan.arguments import argument
+from vllm_promptcache.plan.pools import place_members
 from vllm_promptcache.plan.resolve import Included, NewText, Resolution, resolve_prompt
 from vllm_promptcache.plan.track import Track
 from vllm_promptcache.pml.nodes import MessageNode, PromptNode, TextNode
@@ -35,6 +37,8 @@ def build_resolved(layout: SchemaLayout, resolution: Resolution, tail: Tail = ()
     issues = resolution.issues
     scaffolds = _choose_scaffolds(layout, resolution.mask)
     track = Track(_included_pieces(resolution, scaffolds, layout))
+    for token_ids, source in layout.trailing:
+        track.put(new_piece(token_ids, max(track.end, layout.num_positions), source))
     if resolution.texts and resolution.complete:
         _Writer(layout, resolution, track).write()
     issues.raise_if_any()
@@ -78,9 +82,11 @@ def _included_pieces(
         pieces.extend(_scaffold_pieces(scaffold, resolution.mask))
     for included in resolution.included:
         module = included.module
+        if module.pool is not None:
+            pieces += place_members(included, layout, resolution.issues)
         if module.parameters:
             for parameter in module.parameters.values():
-                piece = _argument(included, parameter, layout, resolution.issues)
+                piece = argument(included, parameter, layout, resolution.issues)
                 if piece is not None:
                     pieces.append(piece)
                     included.end = max(included.end, piece.end)
@@ -104,25 +110,6 @@ def _scaffold_pieces(scaffold: ScaffoldLayout, mask: int) -> Iterable[Piece]:
                 continue
         merged.append(Piece(start, end, segment))
     return merged
-
-
-def _argument(
-    included: Included, parameter: ParameterLayout, layout: SchemaLayout, issues: IssueList
-) -> Piece | None:
-    node = included.node
-    text = None if isinstance(node, PromptNode) else node.arguments.get(parameter.name)
-    if text is None:
-        return parameter.default
-    token_ids = layout.encoder.encode(text)
-    place = node.place.at(parameter.name)
-    if len(token_ids) > parameter.num_positions:
-        what = (
-            f"the argument for parameter {quote(parameter.name)} has {len(token_ids)} tokens;"
-            f" {parameter.num_positions} fit"
-        )
-        issues.add(place.issue(what))
-    token_ids = token_ids[: parameter.num_positions]
-    return new_piece(token_ids, parameter.start, place.label("prompt")) if token_ids else None
 
 
 # New text
@@ -213,20 +200,29 @@ def _end_in_new(segments: tuple[Segment, ...], resolution: Resolution) -> tuple[
         return segments
     index = last.end - 1
     position = last.end_position - 1
-    recomputed = NewSegment([last.unit.token_list[index]], position, _source_of(position, resolution))
+    recomputed = NewSegment([last.unit.token_list[index]], position, _source_of(last, resolution))
     if index == last.start:
         return (*segments[:-1], recomputed)
     return (*segments[:-1], last.part(last.start, index), recomputed)
 
 
-def _source_of(position: int, resolution: Resolution) -> str:
-    """Where in the schema the included module stands whose own text ends at a position."""
+def _source_of(last: CachedSegment, resolution: Resolution) -> str:
+    """Where in the schema the included module stands whose own text ends a segment."""
+    items = (item for included in resolution.included for item in included.items)
+    for member in items:
+        if isinstance(member, Included) and member.module.unit is last.unit:
+            return member.module.source
     modules: Iterable[ModuleLayout] = (included.module for included in resolution.included)
-    return next(module.source for module in modules if module.own_end == position + 1)
+    end = last.end_position
+    return next((module.source for module in modules if module.own_end == end), last.unit.id)
 
 
 def _units(layout: SchemaLayout, segments: Iterable[Segment]) -> tuple[Unit, ...]:
-    """The units that segments name, and those of their contexts, in the layout's order."""
-    named = {segment.unit for segment in segments if isinstance(segment, CachedSegment)}
-    places = set().union(*[layout.unit_places[unit] for unit in named])
-    return tuple([layout.units[place] for place in sorted(places)])
+    """The units that segments name, and those of their contexts: the layout's, in its order, then those of
+    pools' members."""
+    named = dict.fromkeys(segment.unit for segment in segments if isinstance(segment, CachedSegment))
+    members = [unit for unit in named if unit not in layout.unit_places]
+    needed = {seen for unit in members for seen in unit.context}
+    needed.update(unit for unit in named if unit in layout.unit_places)
+    places = set().union(*[layout.unit_places[unit] for unit in needed])
+    return (*[layout.units[place] for place in sorted(places)], *members)

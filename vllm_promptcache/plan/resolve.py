@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 
 from vllm_promptcache.errors import IssueList, quote, unknown
-from vllm_promptcache.layout.parts import ModuleLayout, UnionLayout
+from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, UnionLayout
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.pml.nodes import IncludeNode, MessageNode, PromptChild, PromptNode, TextNode
+from vllm_promptcache.pml.nodes import (
+    IncludeNode,
+    MessageNode,
+    ModuleNode,
+    PromptChild,
+    PromptNode,
+    TextNode,
+)
+from vllm_promptcache.pml.prompt_parser import NOT_IN_A_POOL
 from vllm_promptcache.pml.space import is_white
+
+# Members of pools that are in no schema's text, by the pools' paths and their names.
+Members = Mapping[str, Mapping[str, ModuleLayout]]
+_NO_MEMBERS: Mapping[str, ModuleLayout] = {}
 
 
 # None is frozen: ends and neighbours become known later, and this runs for every request.
 @dataclass(slots=True, eq=False)
 class Included:
-    """A module that a prompt includes, or the schema itself, which has no `parent`.
+    """A module or pool that a prompt includes, or the schema itself, which has no `parent`.
 
-    `end` is one after its last included position, set later.
+    `end` is one after its last included position, set later. `items` are what stands in a pool, in order:
+    members, which have no parent, modules that came with the prompt, and new text.
     """
 
     module: ModuleLayout
-    node: IncludeNode | PromptNode
+    node: IncludeNode | PromptNode | ModuleNode
     parent: Included | None
     end: int = 0
+    items: list[Included | ModuleNode | TextNode] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,18 +80,22 @@ class Resolution:
         return (*self.schema_roles, *(message.role for message in messages))
 
 
-def resolve_prompt(layout: SchemaLayout, prompt: PromptNode, issues: IssueList) -> Resolution:
+def resolve_prompt(
+    layout: SchemaLayout, prompt: PromptNode, issues: IssueList, members: Members | None = None
+) -> Resolution:
     """Finds every module, union and parameter that a prompt names.
 
-    Adds an issue for each unknown name, module included twice, second member of a union, and missing
-    required argument. Changes nothing else.
+    `members` are those of pools beside the ones that the schema declares. Adds an issue for each unknown
+    name, module included twice, second member of a union, and missing required argument. Changes nothing
+    else.
     """
-    return _Resolver(issues).resolve(layout.root, prompt)
+    return _Resolver(issues, members or {}).resolve(layout.root, prompt)
 
 
 class _Resolver:
-    def __init__(self, issues: IssueList) -> None:
+    def __init__(self, issues: IssueList, members: Members) -> None:
         self._issues = issues
+        self._pool_members = members
         self._included: list[Included] = []
         self._texts: list[NewText] = []
         self._mask = 0
@@ -86,16 +105,19 @@ class _Resolver:
 
     def resolve(self, root: ModuleLayout, prompt: PromptNode) -> Resolution:
         self._children(self._add(None, prompt, root), prompt.children)
-        roles = [role for _, role in sorted(self._placed_roles)]
+        roles = [role for _, role in sorted(self._placed_roles, key=itemgetter(0))]
         return Resolution(
             prompt, self._included, self._texts, self._mask, roles, self._complete, self._issues
         )
 
-    def _children(self, parent: Included, children: Sequence[PromptChild]) -> None:
+    def _children(self, parent: Included, children: Sequence[PromptChild | ModuleNode]) -> None:
         modules = parent.module.children
         before: Included | None = None
         waiting: list[NewText] = []
         for child in children:
+            if isinstance(child, ModuleNode):
+                self._issues.add(child.place.issue(NOT_IN_A_POOL))
+                continue
             if not isinstance(child, IncludeNode):
                 text = NewText(child, parent, before, None, len(self._included))
                 self._texts.append(text)
@@ -134,6 +156,9 @@ class _Resolver:
                     what = f"text cannot stand in the element of union {quote(node.name)}"
                     self._issues.add(child.place.issue(what))
                 continue
+            if isinstance(child, ModuleNode):
+                self._issues.add(child.place.issue(NOT_IN_A_POOL))
+                continue
             module = union.members.get(child.name)
             if module is None:
                 self._issues.add(child.place.issue(unknown("member", child.name, union.members)))
@@ -150,9 +175,43 @@ class _Resolver:
         included = self._add(parent, node, module)
         if node.arguments or module.parameters:
             self._check_arguments(node, module)
-        if node.children:
+        if module.pool is not None:
+            self._pool(included, node, module.pool)
+        elif node.children:
             self._children(included, node.children)
         return included
+
+    def _pool(self, included: Included, node: IncludeNode, pool: PoolLayout) -> None:
+        registered = self._pool_members.get(pool.path, _NO_MEMBERS)
+        # What each name stands for in this prompt.
+        named: dict[str, ModuleNode | ModuleLayout] = dict(pool.members)
+        for child in node.children:
+            if isinstance(child, TextNode):
+                included.items.append(child)
+            elif isinstance(child, ModuleNode):
+                if named.setdefault(child.name, child) is not child:
+                    what = f"the name {quote(child.name)} is taken by another module in the pool"
+                    self._issues.add(child.place.at("name").issue(what))
+                included.items.append(child)
+            else:
+                found = named.get(child.name) or registered.get(child.name)
+                if found is None:
+                    names = [*pool.members, *registered]
+                    self._issues.add(child.place.issue(unknown("module", child.name, names)))
+                    self._complete = False
+                elif isinstance(found, ModuleNode):
+                    included.items.append(found)
+                else:
+                    named[child.name] = found
+                    included.items.append(self._member(child, found))
+
+    def _member(self, node: IncludeNode, module: ModuleLayout) -> Included:
+        for child in node.children:
+            what = f"nothing can stand in the element of {quote(node.name)}, a member of a pool"
+            self._issues.add(child.place.issue(what))
+        member = Included(module, node, None)
+        self._check_arguments(node, module)
+        return member
 
     def _add(self, parent: Included | None, node: IncludeNode | PromptNode, module: ModuleLayout) -> Included:
         included = Included(module, node, parent)

@@ -12,10 +12,13 @@ from vllm_promptcache.pml.space import SPACE_KINDS
 
 ROLES = ("system", "user", "assistant")
 RESERVED_NAMES = frozenset(
-    {"pml", "schema", "prompt", "module", "union", "parameter", "param", "scaffold", *ROLES}
+    {"pml", "schema", "prompt", "module", "union", "pool", "use", "parameter", "param", "scaffold", *ROLES}
 )
 # The alias and what it stands for (PML page, "Schema elements").
 ALIASES = {"len": "length"}
+
+# Names of pools' members are kept for each, and there may be very many.
+MAX_MEMBER_NAME = 512
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -72,6 +75,15 @@ class Attributes:
             self._issue(problem, "name")
         return name
 
+    def any_name(self) -> str:
+        """The name of a pool's member, which may be any text; empty where it is missing."""
+        name = self._values.get("name") or ""
+        if not name:
+            self.missing("name")
+        elif len(name) > MAX_MEMBER_NAME:
+            self._issue(f"{quote(name)} has {len(name)} characters; {MAX_MEMBER_NAME} fit", "name")
+        return name
+
     def choice(self, name: str, choices: Sequence[str]) -> str | None:
         """One of `choices`, or None where it is missing or none of them."""
         value = self._values.get(name)
@@ -88,10 +100,16 @@ class Attributes:
 
     def length(self) -> int:
         """A number of tokens, at least one; 1 where it is missing or wrong."""
+        length = self.length_or_none()
+        if length is None:
+            self.missing("length")
+        return length or 1
+
+    def length_or_none(self) -> int | None:
+        """As `length`, for one that need not be there."""
         value = self._values.get("length")
         if value is None:
-            self.missing("length")
-            return 1
+            return None
         if not _NUMBER.fullmatch(value) or int(value) == 0:
             self._issue(f"'length' is {quote(value)}; it must be a number of tokens, at least 1", "length")
             return 1

@@ -11,6 +11,7 @@ from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.pml.nodes import (
     ModuleNode,
     ParameterNode,
+    PoolNode,
     RoleNode,
     ScaffoldNode,
     SchemaChild,
@@ -53,17 +54,21 @@ def _check_siblings(children: Sequence[SchemaChild], issues: IssueList) -> None:
                 _take(member, taken, "module", issues)
                 _check_siblings(member.children, issues)
             _check_stand_in(child, issues)
+        elif isinstance(child, PoolNode):
+            _take(child, taken, "pool", issues)
+            _check_siblings(child.members, issues)
 
 
 def _take(
-    node: ModuleNode | UnionNode | ParameterNode, taken: set[str], kind: str, issues: IssueList
+    node: ModuleNode | UnionNode | ParameterNode | PoolNode, taken: set[str], kind: str, issues: IssueList
 ) -> None:
     if not node.name:
         return
     if node.name in taken:
         what = f"the name {quote(node.name)} is taken by another {kind} next to it"
         if kind != "parameter":
-            what = f"the name {quote(node.name)} is taken by another module or union next to it"
+            others = "module, union or pool" if kind == "pool" else "module or union"
+            what = f"the name {quote(node.name)} is taken by another {others} next to it"
         issues.add(node.place.at("name").issue(what))
     taken.add(node.name)
 

@@ -70,7 +70,17 @@ class RoleNode:
     place: Place = field(repr=False, compare=False)
 
 
-SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode
+@dataclass(frozen=True, slots=True)
+class PoolNode:
+    """Room for `length` tokens of any of its members, which hold text and parameters; None has no end."""
+
+    name: str
+    length: int | None
+    members: tuple[ModuleNode, ...]
+    place: Place = field(repr=False, compare=False)
+
+
+SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode | PoolNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +104,14 @@ class MessageNode:
 
 @dataclass(slots=True)
 class IncludeNode:
-    """An element of a prompt that names a module or a union; `arguments` maps parameters to text."""
+    """An element of a prompt that names a module, a union or a pool; `arguments` maps parameters to text.
+
+    A pool's may hold modules that come with the prompt, of text only.
+    """
 
     name: str
     arguments: Mapping[str, str]
-    children: tuple[IncludeNode | TextNode, ...]
+    children: tuple[IncludeNode | TextNode | ModuleNode, ...]
     place: Place = field(repr=False, compare=False)
 
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from vllm_promptcache.errors import IssueList, quote
 from vllm_promptcache.pml.attributes import RESERVED_NAMES, ROLES, Attributes, name_problem
-from vllm_promptcache.pml.nodes import IncludeNode, MessageNode, PromptChild, PromptNode, TextNode
+from vllm_promptcache.pml.nodes import (
+    IncludeNode,
+    MessageNode,
+    ModuleNode,
+    PromptChild,
+    PromptNode,
+    TextNode,
+)
 from vllm_promptcache.pml.reader import Characters, Element
 from vllm_promptcache.pml.space import COMPACT, SPACE_KINDS, apply_space
+
+NOT_IN_A_POOL = "a prompt may bring modules only in the element of a pool"
 
 
 class PromptParser:
@@ -27,20 +36,42 @@ class PromptParser:
             if isinstance(child, Element) and child.tag in ROLES:
                 children.append(self._message(child, inside))
             elif node := self._child(child, inside):
-                children.append(node)
+                if isinstance(node, ModuleNode):
+                    self._issues.add(node.place.issue("'module' cannot stand in a prompt"))
+                else:
+                    children.append(node)
         self._messages_come_last(children)
         return PromptNode(schema or "", tuple(children), element.place)
 
-    def _child(self, child: Element | Characters, space: str) -> IncludeNode | TextNode | None:
+    def _child(self, child: Element | Characters, space: str) -> IncludeNode | TextNode | ModuleNode | None:
         if isinstance(child, Characters):
             text = apply_space(child.parts, space)
             return TextNode(text, child.place) if text else None
+        if child.tag == "use":
+            return self._use(child, space)
+        if child.tag == "module":
+            return self._module(child, space)
         if problem := name_problem(child.tag):
             self._issues.add(child.place.issue(_misplaced(child.tag) or problem))
             return None
         if not child.attributes and not child.children:
             return IncludeNode(child.tag, child.attributes, (), child.place)
         return self._include(child, space)
+
+    def _use(self, element: Element, space: str) -> IncludeNode:
+        """As the element that is called what `module` says."""
+        node = self._include(element, space)
+        arguments = dict(node.arguments)
+        name = arguments.pop("module", None)
+        if name is None:
+            self._issues.add(element.place.issue("attribute 'module' is missing"))
+        return IncludeNode(name or "", arguments, node.children, element.place)
+
+    def _module(self, element: Element, space: str) -> ModuleNode:
+        """A module that comes with the prompt: text only."""
+        attributes = Attributes(element, self._issues, ("name", "space"))
+        texts = self._texts(element, attributes.space(space), "a module that comes with a prompt")
+        return ModuleNode(attributes.any_name(), True, texts, element.place)
 
     def _include(self, element: Element, space: str) -> IncludeNode:
         arguments = element.attributes
@@ -60,15 +91,18 @@ class PromptParser:
 
     def _message(self, element: Element, space: str) -> MessageNode:
         attributes = Attributes(element, self._issues, ("space",))
-        inside = attributes.space(space)
+        texts = self._texts(element, attributes.space(space), f"a {element.tag!r} message in a prompt")
+        return MessageNode(element.tag, texts, element.place)
+
+    def _texts(self, element: Element, space: str, what: str) -> tuple[TextNode, ...]:
+        """The text runs of an element that holds nothing else."""
         texts: list[TextNode] = []
         for child in element.children:
             if isinstance(child, Element):
-                what = f"a {element.tag!r} message in a prompt holds text only"
-                self._issues.add(child.place.issue(what))
-            elif text := apply_space(child.parts, inside):
+                self._issues.add(child.place.issue(f"{what} holds text only"))
+            elif text := apply_space(child.parts, space):
                 texts.append(TextNode(text, child.place))
-        return MessageNode(element.tag, tuple(texts), element.place)
+        return tuple(texts)
 
     def _messages_come_last(self, children: list[PromptChild]) -> None:
         included_later = False

@@ -13,6 +13,7 @@ from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import (
     ModuleNode,
     ParameterNode,
+    PoolNode,
     RoleNode,
     ScaffoldNode,
     SchemaChild,
@@ -23,8 +24,9 @@ from vllm_promptcache.pml.nodes import (
 from vllm_promptcache.pml.reader import Characters, Element
 from vllm_promptcache.pml.space import COMPACT, apply_space, is_white
 
-_IN_SCHEMA = ("module", "union", "scaffold", *ROLES)
-_IN_MODULE = ("module", "union", "parameter", "param", *ROLES)
+_IN_SCHEMA = ("module", "union", "pool", "scaffold", *ROLES)
+_IN_MODULE = ("module", "union", "pool", "parameter", "param", *ROLES)
+_IN_MEMBER = ("parameter", "param")
 _ELEMENTS = frozenset({*_IN_SCHEMA, *_IN_MODULE, "schema", "prompt", "pml"})
 
 
@@ -35,6 +37,7 @@ class _Surroundings:
     space: str
     allowed: tuple[str, ...]
     in_role: bool = False
+    in_pool: bool = False
 
 
 class SchemaParser:
@@ -88,6 +91,8 @@ class SchemaParser:
             return self._union(child, around)
         if tag == "scaffold":
             return self._scaffold(child)
+        if tag == "pool":
+            return self._pool(child, around)
         if tag in ROLES:
             return self._role(child, around)
         return self._parameter(child)
@@ -98,12 +103,15 @@ class SchemaParser:
             raise PMLError([element.place.issue(f"more than {self._limits.max_modules} modules")])
         attributes = Attributes(element, self._issues, ("name", "cache", "src", "space"))
         allowed = tuple([tag for tag in _IN_MODULE if not (around.in_role and tag in ROLES)])
-        inside = _Surroundings(attributes.space(around.space), allowed, around.in_role)
+        if around.in_pool:
+            allowed = _IN_MEMBER
+        inside = _Surroundings(attributes.space(around.space), allowed, around.in_role, around.in_pool)
         children = self._children(element, inside)
         src = attributes.text("src")
         if src is not None and (text := self._src(element, src, inside.space)):
             children = (text, *children)
-        return ModuleNode(attributes.name() or "", attributes.flag("cache", True), children, element.place)
+        name = attributes.any_name() if around.in_pool else attributes.name() or ""
+        return ModuleNode(name, attributes.flag("cache", True), children, element.place)
 
     def _src(self, element: Element, src: str, space: str) -> TextNode | None:
         place = element.place.at("src")
@@ -121,13 +129,20 @@ class SchemaParser:
     def _union(self, element: Element, around: _Surroundings) -> UnionNode:
         attributes = Attributes(element, self._issues, ("name", "scaffold", "space"))
         inside = replace(around, space=attributes.space(around.space), allowed=("module",))
-        members: list[ModuleNode] = []
-        for child in self._elements_only(element):
-            node = self._child(child, replace(inside, allowed=("module",)), element)
-            if isinstance(node, ModuleNode):
-                members.append(node)
+        members = self._members(element, inside)
         name = attributes.name(required=False)
-        return UnionNode(name, attributes.text("scaffold"), tuple(members), element.place)
+        return UnionNode(name, attributes.text("scaffold"), members, element.place)
+
+    def _pool(self, element: Element, around: _Surroundings) -> PoolNode:
+        attributes = Attributes(element, self._issues, ("name", "length", "space"))
+        inside = _Surroundings(attributes.space(around.space), ("module",), around.in_role, in_pool=True)
+        members = self._members(element, inside)
+        return PoolNode(attributes.name() or "", attributes.length_or_none(), members, element.place)
+
+    def _members(self, element: Element, inside: _Surroundings) -> tuple[ModuleNode, ...]:
+        """The modules of an element that holds nothing else."""
+        nodes = [self._child(child, inside, element) for child in self._elements_only(element)]
+        return tuple([node for node in nodes if isinstance(node, ModuleNode)])
 
     def _parameter(self, element: Element) -> ParameterNode:
         names = ("name", "length", "scaffold", "default", "required", "placeholder", "space")

@@ -13,7 +13,7 @@ _TAG_START = re.compile(rb"<[^\s/>]*")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _MAX_STEP_CHARACTERS = 64
-_NAMED_ELEMENTS = frozenset({"schema", "module", "union", "parameter", "param"})
+_NAMED_ELEMENTS = frozenset({"schema", "module", "union", "pool", "parameter", "param"})
 
 
 @dataclass(frozen=True, eq=False)
