@@ -11,20 +11,14 @@ from typing import Any
 Explained = dict[str, Any]
 
 
-def repair(explained: Explained, name: str, selected: Mapping[str, set[int]] | None = None) -> Explained:
-    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+close`), as `explain` prints it.
-
-    For `select:R`, `selected` are the selected tokens of units: see tests/selection.py.
-    """
+def repair(explained: Explained, name: str) -> Explained:
+    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+close`), as `explain` prints it."""
     new: set[tuple[int, int]] = set()
     for part in name.split("+"):
         if part == "full":
             new |= _all_tokens(explained)
         elif part in ("tail", "close"):
             new |= _tail_tokens(explained)
-        elif part.startswith("select:"):
-            assert selected is not None
-            new |= _unless_all_is_seen(explained, selected)
         elif part != "none":
             new |= _unless_all_is_seen(explained, _heads(explained, int(part.removeprefix("link:"))))
     units = {unit["id"]: unit for unit in explained["units"]}

@@ -23,7 +23,7 @@ from vllm_promptcache.frontend.describe import details
 from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.link import run_sync
-from vllm_promptcache.frontend.loading import select_ahead, wait_until_encoded
+from vllm_promptcache.frontend.loading import wait_until_encoded
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.reports import RESPONSE_FIELD, take_report
 from vllm_promptcache.frontend.service import open_service
@@ -73,8 +73,6 @@ class LLM(vllm.LLM):
         if pin and not self.llm_engine.has_unfinished_requests():
             # Steps of the engine while nothing is enqueued lose no output.
             run_sync(wait_until_encoded(registry))
-            for entry in registered.entries:
-                run_sync(select_ahead(registry, entry.name, self._prompt_cache.config.repair))
         return [details(entry, run_sync(registry.status(entry))) for entry in registered.entries]
 
     def remove_schema(self, name: str) -> None:

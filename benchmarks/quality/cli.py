@@ -115,7 +115,7 @@ def _measure(args: argparse.Namespace, ways: list[Way], asked: list[Question], o
     _note_settings(args, model, out)
     engine = QualityEngine(settings)
     encoder = TextEncoder(AutoTokenizer.from_pretrained(model))
-    maker = PromptMaker(encoder, args.max_model_len, args.place, engine.select)
+    maker = PromptMaker(encoder, args.max_model_len, args.place)
     if not args.only_times:
         rows, first_tokens = Rows(out / "rows.jsonl"), FirstTokens(out / "first-tokens.jsonl")
         measurement = Measurement(args.max_tokens, args.chunk)

@@ -6,18 +6,12 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.prompts import Prompt
-from vllm_promptcache.contract.unit import Unit
-from vllm_promptcache.frontend.link import run_sync
-from vllm_promptcache.frontend.selection import TokenSelection
-from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.repairs.select import Selected
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,6 @@ class QualityEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from benchmarks.quality.forcing import Forcing
-        from vllm_promptcache.offline import OfflineEngineLink
 
         torch.set_num_threads(threads)
         given = {} if settings.block_size is None else {"block_size": settings.block_size}
@@ -93,11 +86,6 @@ class QualityEngine:
         self.settings = settings
         self._first_tokens = Forcing.first_tokens
         self._engine = LLMEngine.from_engine_args(arguments)
-        self._selection = TokenSelection(OfflineEngineLink(self._engine))
-
-    def select(self, layout: SchemaLayout, units: Iterable[Unit], share: Fraction) -> Selected:
-        """The selected tokens of a schema's units; the engine is idle before and after."""
-        return run_sync(self._selection.select(layout, units, share))
 
     def ask(self, asks: Iterable[Ask]) -> dict[str, Answer]:
         """Run requests together; their answers by name."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 from xml.sax.saxutils import escape
@@ -13,7 +11,6 @@ from benchmarks.quality.questions import LeftOut, Passage, Question
 from benchmarks.quality.ways import ENCODINGS, Way
 from vllm_promptcache.blocks.wire import EXTRA_ARG, plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import IssueList
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
@@ -22,7 +19,6 @@ from vllm_promptcache.plan.build import build_resolved
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.parser import parse_document
 from vllm_promptcache.repairs.repaired import repaired
-from vllm_promptcache.repairs.select import Selected
 
 INSTRUCTION = (
     "Answer the user's question from the passages below. Give only the answer itself, in as few words as "
@@ -68,9 +64,6 @@ def prompt_pml(question: Question) -> str:
     return f'<prompt schema="passages">{modules}<user space="preserve">{text}</user></prompt>'
 
 
-Select = Callable[[SchemaLayout, Iterable[Unit], Fraction], Selected]
-
-
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A question asked one way, as the engine takes it.
@@ -101,16 +94,10 @@ class Prompt:
 
 
 class PromptMaker:
-    """Makes prompts for one model; remembers the schemas used last.
+    """Makes prompts for one model; remembers the schemas used last."""
 
-    ``select`` is asked for selected tokens, by a schema, its units and a share of their tokens.
-    """
-
-    def __init__(
-        self, encoder: TextEncoder, max_model_len: int, place: str = "system", select: Select | None = None
-    ):
+    def __init__(self, encoder: TextEncoder, max_model_len: int, place: str = "system"):
         self.encoder = encoder
-        self._select = select
         self._max_model_len = max_model_len
         self._place = place
         self._layout = lru_cache(maxsize=64)(self._build_layout)
@@ -118,10 +105,7 @@ class PromptMaker:
     def make(self, question: Question, way: Way) -> Prompt:
         """The prompt of a question asked one way."""
         plan = self.plan(question, way.encoding)
-        selected = None
-        if way.repair.select and self._select is not None:
-            selected = self._select(self.layout(question, way.encoding), plan.units, way.repair.select)
-        asked = repaired(plan, way.repair, selected)
+        asked = repaired(plan, way.repair)
         return Prompt(way, question, asked, asked.num_repaired_tokens, plan.num_cached_tokens)
 
     def layout(self, question: Question, encoding: str) -> SchemaLayout:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.engine
 
 WAYS = (
     "full,isolated,context,scaffold,sequence,sequence+tail,isolated+link:33,context+link:8,context+link:40,context+link:500,"
-    "context+tail,context+tail+link:8,scaffold+tail,context+select:0.2+tail"
+    "context+tail,context+tail+link:8,scaffold+tail"
 )
 MAX_ERROR = 1e-3
 
@@ -51,7 +51,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def maker(tiny_model: Path, engine: QualityEngine) -> PromptMaker:
     encoder = TextEncoder(AutoTokenizer.from_pretrained(tiny_model))
-    return PromptMaker(encoder, 4096, select=engine.select)
+    return PromptMaker(encoder, 4096)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 from tests.blocks.strategies import HomeText
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused, compose_encoding
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
-from vllm_promptcache.blocks.heads import COPY, head_text, lay_out_copy, lay_out_head
+from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.rows import Chunk, moved_tokens, positions_of, split_rows
 from vllm_promptcache.blocks.seats import Seats, take_seats
 from vllm_promptcache.blocks.unit_key import UnitKey
@@ -57,12 +57,9 @@ class Memory:
         return geometry
 
     def store_head(self, key: UnitKey, text: HomeText, end: int) -> UnitKey:
-        """Keep the rows of a unit's head, or of its copy: the same tokens as the unit's own."""
+        """Keep the rows of a unit's head: the same tokens as the unit's own."""
         head = (key, end)
-        if end == COPY:
-            geometry = self.geometries[head] = lay_out_copy(text, text.home, self.block_size)
-        else:
-            geometry = self.geometries[head] = lay_out_head(head_text(text, end), text.home, self.block_size)
+        geometry = self.geometries[head] = lay_out_head(head_text(text, end), text.home, self.block_size)
         self.blocks[head] = []
         self.rows[head] = {row: (key, token) for token, row in enumerate(geometry.rows.tolist()) if row >= 0}
         return head

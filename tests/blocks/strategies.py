@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -126,29 +125,6 @@ def compositions(draw: st.DrawFn, world: World, head_tokens: int = 0) -> Composi
         items.append(Computed(position, 1))
     elif not items or isinstance(items[-1], Reused) or draw(st.booleans()):
         items.append(Computed(end, draw(st.integers(1, 2 * world.block_size + 1))))
-    return Composition(tuple(items))
-
-
-@st.composite
-def scattered(draw: st.DrawFn, world: World, composition: Composition) -> Composition:
-    """The composition with runs of some units' tokens, anywhere, computed anew."""
-    renewed = {name for name in world.units if draw(st.booleans())}
-    items: list[Reused | Computed] = []
-    for item in composition.items:
-        if isinstance(item, Computed) or item.unit not in renewed:
-            items.append(item)
-            continue
-        num_tokens = item.end - item.start
-        cuts = draw(st.sets(st.integers(0, num_tokens), max_size=6))
-        bounds = [item.start, *(item.start + cut for cut in sorted(cuts)), item.end]
-        is_new = draw(st.booleans())
-        for start, end in pairwise(bounds):
-            is_new = not is_new
-            if start < end and is_new:
-                position = int(world.units[str(item.unit)].position_ids[start])
-                items.append(Computed(position, end - start))
-            elif start < end:
-                items.append(Reused(item.unit, start, end))
     return Composition(tuple(items))
 
 

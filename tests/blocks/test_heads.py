@@ -8,11 +8,9 @@ from tests.blocks.strategies import World, home_text, worlds
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.geometry import lay_out_unit
 from vllm_promptcache.blocks.heads import (
-    COPY,
     head_end,
     head_end_of_link,
     head_text,
-    lay_out_copy,
     lay_out_head,
     take_from_heads,
 )
@@ -61,32 +59,3 @@ def test_only_ranges_that_begin_inside_a_block_are_taken_from_heads() -> None:
         composition = Composition((Reused("u", start, 40), tail))
         found = take_from_heads(composition, {"u": unit}, lambda key, end: f"head of {key} up to {end}")
         assert list(found.items) == [*expected, tail]
-
-
-def test_around_whole_blocks_all_is_taken_from_the_copy_if_anything_must_be() -> None:
-    text = home_text(np.arange(80), np.arange(80), np.ones(80, bool))
-    unit = lay_out_unit(text.position_ids, text.kept, 16)
-    tail = Computed(80, 1)
-    for ranges, expected in (
-        ([(5, 12)], [("copy", 5, 12)]),
-        (
-            [(5, 40), (41, 80)],
-            [("copy", 5, 16), ("u", 16, 32), ("copy", 32, 40), ("copy", 41, 48), ("u", 48, 80)],
-        ),
-        ([(0, 17)], [("u", 0, 16), ("copy", 16, 17)]),
-        ([(15, 30), (70, 79)], [("copy", 15, 30), ("copy", 70, 79)]),
-        ([(0, 16), (20, 79)], [("u", 0, 16), ("head", 20, 32), ("u", 32, 79)]),
-        ([(64, 70), (70, 80)], [("u", 64, 70), ("u", 70, 80)]),
-    ):
-        composition = Composition((*(Reused("u", *r) for r in ranges), tail))
-        found = take_from_heads(composition, {"u": unit}, lambda key, end: "copy" if end == COPY else "head")
-        assert [tuple(item) for item in found.items] == [*expected, tuple(tail)]
-
-
-@given(worlds(max_units=1))
-def test_a_copy_has_rows_for_all_kept_tokens_and_no_blocks(world: World) -> None:
-    for text in world.units.values():
-        copy = lay_out_copy(text, text.home, world.block_size)
-        assert (copy.num_blocks, copy.num_rows) == (0, text.kept.sum())
-        assert copy.rows[text.kept].tolist() == list(range(copy.num_rows))
-        assert (copy.rows[~text.kept] < 0).all() and (copy.slots < 0).all()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.blocks.memory import Memory, Running, encoding_of, expected_seen, step
-from tests.blocks.strategies import World, compositions, scattered, worlds
+from tests.blocks.strategies import World, compositions, worlds
 from vllm_promptcache.blocks.composition import Composition
 from vllm_promptcache.blocks.heads import take_from_heads
 
@@ -75,24 +75,6 @@ def test_heads_of_units_can_be_computed_anew(data: st.DataObject, world: World) 
     request = Running(memory, taken, "request")
     assert request.seats.num_cached_tokens == taken.num_cached_tokens == composition.num_cached_tokens
     step([(request, composition.num_tokens - composition.num_cached_tokens)])
-    check(request, composition)
-
-
-@given(st.data(), worlds())
-def test_tokens_of_units_can_be_computed_anew_anywhere(data: st.DataObject, world: World) -> None:
-    composition = data.draw(scattered(world, data.draw(compositions(world))))
-    memory = Memory(world.block_size)
-    for name, unit in world.units.items():
-        memory.store(name, unit)
-    taken = take_from_heads(
-        composition,
-        memory.geometries,
-        lambda name, end: memory.store_head(name, world.units[str(name)], end),
-    )
-    request = Running(memory, taken, "request")
-    assert request.seats.num_cached_tokens == taken.num_cached_tokens == composition.num_cached_tokens
-    for scheduled in cut(data.draw, composition.num_tokens - composition.num_cached_tokens):
-        step([(request, scheduled)])
     check(request, composition)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fractions import Fraction
 from hashlib import sha256
 
 import numpy as np
@@ -11,9 +10,7 @@ from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.geometry import find_pieces
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
-from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.contract.unit import Unit
-from vllm_promptcache.repairs.repaired import repaired
 
 Span = tuple[int, int]
 
@@ -86,16 +83,3 @@ def travel(seed: str = "") -> Plan:
 def simple(name: str, num_tokens: int = 100, num_new: int = 10, question: str = "") -> Plan:
     """One module at the start and new text behind it."""
     return plan(unit(name, (0, num_tokens)), new(num_tokens, num_new, f"{name}{question}"))
-
-
-def every_third(of: Plan, first: int = 2) -> dict[Unit, NDArray[np.int64]]:
-    """Tokens of a plan's units, as if they had been selected: some alone, some in runs."""
-    return {
-        u: np.array([t for t in np.flatnonzero(u.kept).tolist() if t % 3 == first or t % 40 < 5], np.int64)
-        for u in of.units
-    }
-
-
-def scattered(prompt: Plan, *, tail: bool = False, first: int = 2) -> Plan:
-    """A plan with tokens renewed everywhere."""
-    return repaired(prompt, Repair(tail=tail, select=Fraction(1, 2)), every_third(prompt, first))

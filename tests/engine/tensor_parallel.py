@@ -2,27 +2,22 @@
 
 import json
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from tests.cases import CASES
-from tests.engine.language import layout_of, plan_named
-from tests.engine.plans import scattered, travel
+from tests.engine.language import plan_named
+from tests.engine.plans import travel
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.frontend.link import run_sync
-from vllm_promptcache.frontend.selection import TokenSelection
-from vllm_promptcache.offline import OfflineEngineLink
+from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.repairs.repaired import repaired
 
 NAMES = ("parameter-full", "scaffold-whole", "blocks-65", "text-fills-gap")
 NUM_TOKENS = 16
-# The case of which tokens are selected.
-(SELECTED,) = [case.with_encode("isolated") for case in CASES if case.name == "forty-modules"]
 
 
 def plans(model: Path) -> list[Plan]:
-    return [travel(), scattered(travel()), *(plan_named(name, model) for name in NAMES)]
+    return [travel(), repaired(travel(), Repair(5, tail=True)), *(plan_named(name, model) for name in NAMES)]
 
 
 def main(model: str) -> None:
@@ -63,9 +58,6 @@ def main(model: str) -> None:
                     "cached": output.num_cached_tokens,
                 }
             )
-    layout, selection = layout_of(SELECTED, Path(model)), TokenSelection(OfflineEngineLink(llm.llm_engine))
-    found = run_sync(selection.select(layout, layout.units, Fraction("0.3")))
-    print("SELECTED " + json.dumps({u.id: tokens.tolist() for u, tokens in found.items()}), flush=True)
     llm.llm_engine.engine_core.call_utility("prompt_cache", "check", {})  # type: ignore[attr-defined]
     print("ANSWERS " + json.dumps(answers), flush=True)
 

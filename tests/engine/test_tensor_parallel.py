@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.language import layout_of, units_of
 from tests.engine.oracle import Oracle
-from tests.engine.tensor_parallel import NUM_TOKENS, SELECTED, plans
-from tests.reference import load_reference_model
-from tests.selection import select
+from tests.engine.tensor_parallel import NUM_TOKENS, plans
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +32,7 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> 
         timeout=280,
     )
     lines = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
-    assert {"ANSWERS", "SELECTED"} <= lines.keys(), done.stdout[-3000:] + done.stderr[-3000:]
+    assert "ANSWERS" in lines, done.stdout[-3000:] + done.stderr[-3000:]
     answers = json.loads(lines["ANSWERS"])
     expected = plans(tiny_model)
     assert len(answers) == 2 * len(expected)  # cold and warm
@@ -45,8 +42,3 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> 
         assert answer["cached"] == plan.num_cached_tokens
         for step, found in enumerate(answer["logprobs"]):
             assert all(abs(logprob - float(logprobs[step, token])) < 1e-3 for token, logprob in found)
-
-    units = units_of(layout_of(SELECTED, tiny_model))
-    selected = select(load_reference_model(tiny_model), units, "0.3")
-    found = {unit: set(tokens) for unit, tokens in json.loads(lines["SELECTED"]).items()}
-    assert found == {unit: tokens for unit, tokens in selected.items() if tokens}

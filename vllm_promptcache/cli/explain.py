@@ -40,16 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=read_repair,
         default=NONE,
         metavar="REPAIR",
-        help="what is computed anew: none (default), full, link:K, tail, link:K+tail; not select:R",
+        help="what is computed anew: none (default), full, link:K, tail, close, link:K+tail, link:K+close",
     )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a picture of the plan, or the plan as JSON."""
-    if arguments.repair.select:
-        what = f"repair '{arguments.repair}' needs the model, which selects the tokens"
-        raise Failure(f"{what}: ask a server's /v1/prompt_cache/explain, or LLM.explain in a script")
     documents = [load_schema_file(path) for path in [*arguments.schema, arguments.prompt]]
     prompt = documents[-1].prompt
     if prompt is None:

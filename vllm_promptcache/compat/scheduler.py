@@ -53,7 +53,7 @@ def install_engine_utility() -> None:
     from vllm.v1.engine.core import EngineCore
 
     def prompt_cache(self: Any, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-        return dict(self.scheduler.prompt_cache(operation, payload, self.collective_rpc))
+        return dict(self.scheduler.prompt_cache(operation, payload))
 
     EngineCore.prompt_cache = prompt_cache  # type: ignore[attr-defined]
 

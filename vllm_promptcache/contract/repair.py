@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 # Bounds what is kept of each unit for link tokens, beside the KV cache (`blocks.heads`).
 MAX_LINK_TOKENS = 1024
-# With more, little is left to reuse.
-MAX_SHARE = Fraction(1, 2)
 
 _ALLOWED = (
-    f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'select:R' (R above 0, up to"
-    f" {float(MAX_SHARE):g}), 'tail', 'close', and the last two with either before them, as 'link:K+tail'"
+    f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'tail', 'close', and 'link:K' with either of"
+    " them, as 'link:K+tail'"
 )
-_PART = re.compile(
-    r"(?P<tail>tail)|(?P<close>close)|link:(?P<link>[0-9]{1,9})|select:(?P<select>0?\.[0-9]{1,6})"
-)
+_PART = re.compile(r"(?P<tail>tail)|(?P<close>close)|link:(?P<link>[0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -32,20 +27,17 @@ class Repair:
         tail: whether what a unit holds behind something else is computed anew.
         close: whether, besides, what is new behind the last reused token stands right behind it.
         full: whether everything is computed anew; the others say nothing then.
-        select: which share of each unit's kept tokens is computed anew, those chosen once whose states
-            deviate most when the unit is encoded in company (after CacheBlend). Not with link tokens.
     """
 
     link_tokens: int = 0
     tail: bool = False
     full: bool = False
-    select: Fraction = Fraction(0)
     close: bool = False
 
     @classmethod
     def parse(cls, text: object) -> Repair:
-        """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``select:0.1``, ``tail``,
-        ``close``, ``link:16+tail``.
+        """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``tail``, ``close``,
+        ``link:16+tail``.
 
         Raises:
             ValueError: it is none of these; the message names what is allowed.
@@ -56,15 +48,14 @@ class Repair:
             return FULL
         parts = [_PART.fullmatch(part) for part in text.split("+")] if isinstance(text, str) else [None]
         said = {part.lastgroup: part[part.lastgroup] for part in parts if part and part.lastgroup}
-        if len(said) < len(parts) or {"link", "select"} <= said.keys():
+        if len(said) < len(parts):
             raise ValueError(f"unknown repair {text!r}; allowed are {_ALLOWED}")
-        link, share = int(said.get("link", 1)), Fraction(said.get("select", MAX_SHARE))
-        if not (1 <= link <= MAX_LINK_TOKENS and 0 < share <= MAX_SHARE):
+        link = int(said.get("link", 1))
+        if not 1 <= link <= MAX_LINK_TOKENS:
             raise ValueError(f"repair {text!r}: so many tokens are not allowed; allowed are {_ALLOWED}")
         return cls(
             link if "link" in said else 0,
             tail=not said.keys().isdisjoint({"tail", "close"}),
-            select=share if "select" in said else Fraction(0),
             close="close" in said,
         )
 
@@ -72,7 +63,6 @@ class Repair:
         if self.full:
             return "full"
         parts = [f"link:{self.link_tokens}"] if self.link_tokens else []
-        parts += [f"select:{float(self.select):g}"] if self.select else []
         parts += ["close"] if self.close else ["tail"] if self.tail else []
         return "+".join(parts) or "none"
 

@@ -6,7 +6,6 @@ import contextlib
 from typing import Any
 
 from vllm_promptcache import compat
-from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.cache_writer import CacheWriter
 from vllm_promptcache.engine.row_view import present
 from vllm_promptcache.engine.step import Step
@@ -39,10 +38,6 @@ class ComposingRunner:
     def row_store(self) -> Any:
         """The edge rows kept here."""
         return self._cache_writer.row_store
-
-    def compare_states(self, unit: UnitKey, other: UnitKey) -> list[tuple[list[float], float]]:
-        """See ``RowStore.compare``; of the model's second layer, where the first has mixed tokens."""
-        return self.row_store.compare(unit, other, min(1, self.row_store.num_layers - 1))  # type: ignore[no-any-return]
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Run a step; whatever it needed of Python is taken back at its end."""

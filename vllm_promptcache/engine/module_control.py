@@ -9,7 +9,6 @@ from vllm_promptcache.blocks.heads import head_end_of_link
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import keys_from_wire, texts_from_wire
 from vllm_promptcache.engine.accounting import stats
-from vllm_promptcache.engine.comparison import CallWorkers, Comparison
 from vllm_promptcache.engine.module_store import ModuleStore, Residency
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
@@ -31,16 +30,13 @@ class ModuleControl:
     ):
         self.store = store
         self.catalog = catalog
-        self.comparison = Comparison(store, catalog, start_encoding)
         self._start_encoding = start_encoding
         self._check_integrity = check_integrity
         self._link_tokens = link_tokens
 
-    def call(self, operation: str, payload: dict[str, Any], call_workers: CallWorkers) -> dict[str, Any]:
-        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``compare``,
-        ``status``, ``stats`` or ``check``. Plain types in and out."""
-        if operation == "compare":
-            return self.comparison.compare(payload, call_workers)
+    def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
+        ``stats`` or ``check``. Plain types in and out."""
         handlers = {
             "define": self._define,
             "forget": self._forget,

@@ -13,7 +13,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm_promptcache.blocks.checks import check_place
 from vllm_promptcache.blocks.composition import Composition, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
-from vllm_promptcache.blocks.heads import COPY, head_text, lay_out_copy, lay_out_head
+from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.seats import SharedBlocks
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 
@@ -57,7 +57,7 @@ class StoredUnit:
 
     @cached_property
     def whole(self) -> UnitKey | None:
-        """For a head or a copy, the key of its unit."""
+        """For a head, the key of its unit."""
         return self.key.whole if self.key.part != WHOLE else None
 
 
@@ -125,16 +125,14 @@ class ModuleStore:
         return unit
 
     def _lay_out(self, key: UnitKey, text: UnitText) -> UnitGeometry:
-        if key.part == COPY:
-            return lay_out_copy(text, key.position, self.block_size)
         if key.part != WHOLE:
             return lay_out_head(text, key.position, self.block_size)
         return lay_out_unit(text.positions + key.position, text.kept, self.block_size, text.breaks)
 
     def name_head(self, key: UnitKey, end: int) -> StoredUnit:
-        """Add a holder of the head, up to token ``end``, or of the copy of a unit that is known."""
+        """Add a holder of the head, up to token ``end``, of a unit that is known."""
         text = self.units[key].text
-        return self.name(key.head(end), {key.digest: text if end == COPY else head_text(text, end)})
+        return self.name(key.head(end), {key.digest: head_text(text, end)})
 
     def placements_of(self, digest: str) -> tuple[UnitKey, ...]:
         """All that is known of a unit, wherever it stands and whoever it is for."""

@@ -98,16 +98,3 @@ class RowStore:
         pair = self._rows[unit][kind]
         assert pair is not None, "a unit's rows are asked for before they are computed"
         return pair
-
-    def compare(self, unit: UnitKey, other: UnitKey, layer: int) -> list[tuple[list[float], float]]:
-        """How far a unit's rows are from another's of as many, in one layer: of keys, then of values.
-
-        Each is the rows' squared distances, and the sum of the other's squared norms.
-        """
-        found: list[tuple[list[float], float]] = []
-        kind, index = self._places[layer]
-        for rows, other_rows in zip(self._pair(unit, kind), self._pair(other, kind), strict=True):
-            mine, others = (r[index].flatten(1).double() for r in (rows, other_rows))
-            distances = (mine - others).square().sum(1)
-            found.append((distances.tolist(), float(others.square().sum())))
-        return found

@@ -34,7 +34,6 @@ from vllm_promptcache.blocks.wire import (
 )
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
-from vllm_promptcache.engine.comparison import CallWorkers
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.messages import Capture, Seating, StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
@@ -358,11 +357,9 @@ class PromptCacheScheduling(Base):
             composed.reported = True
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA_ARG: composed.report}
 
-    def prompt_cache(
-        self, operation: str, payload: dict[str, Any], call_workers: CallWorkers
-    ) -> dict[str, Any]:
+    def prompt_cache(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end; see ``ModuleControl``."""
-        return self.control.call(operation, payload, call_workers)
+        return self.control.call(operation, payload)
 
     def check_integrity(self) -> None:
         """Check block accounting; see ``accounting.check_integrity``."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
-from vllm_promptcache.contract.plan import CachedSegment, Plan
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import NONE, Repair
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
@@ -135,13 +135,7 @@ class Composer:
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
         plan = build_resolved(entry.layout, resolution, tail)
-        selected = None
-        if repair.select:
-            units = dict.fromkeys(s.unit for s in plan.segments if isinstance(s, CachedSegment))
-            selected = await self._registry.selection.select(
-                entry.layout, units, repair.select, is_shared=entry.is_defined or not tenant
-            )
-        plan = repaired(plan, repair, selected)
+        plan = repaired(plan, repair)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
         # Full attention is what others are compared with: it finds nothing either.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from vllm_promptcache.contract.repair import NONE, Repair
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.pml.nodes import SchemaNode
@@ -17,11 +16,9 @@ logger = logging.getLogger("vllm.promptcache")
 _PAUSES_PER_LINE = 40
 
 
-async def load_and_pin(
-    registry: SchemaRegistry, schemas: Iterable[tuple[str, SchemaNode]], repair: Repair = NONE
-) -> None:
+async def load_and_pin(registry: SchemaRegistry, schemas: Iterable[tuple[str, SchemaNode]]) -> None:
     """Register schemas with the files they come from, pin what may be pinned, and wait until all of
-    that is encoded, and tokens are selected that requests with the ``repair`` compute anew.
+    that is encoded.
 
     Raises:
         PMLError: with the mistakes of all schemas.
@@ -51,24 +48,6 @@ async def load_and_pin(
                 error,
             )
     await wait_until_encoded(registry)
-    for layout in layouts:
-        await select_ahead(registry, layout.name, repair)
-
-
-async def select_ahead(
-    registry: SchemaRegistry, name: str, repair: Repair, modules: Iterable[str] | None = None
-) -> None:
-    """Select the tokens of a schema's units, or those of named modules, that requests with a repair
-    compute anew, if it does so. Raises RefusedError for an unknown name (404)."""
-    if not repair.select:
-        return
-    entry = registry[name]
-    placements = set(entry.placements_of(modules))
-    units = [unit for unit in entry.layout.units if unit.placement in placements]
-    try:
-        await registry.selection.select(entry.layout, units, repair.select)
-    except RefusedError as error:
-        logger.warning("Prompt cache: no tokens of schema %r are selected ahead: %s.", name, error)
 
 
 async def wait_until_encoded(registry: SchemaRegistry) -> None:

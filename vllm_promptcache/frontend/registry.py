@@ -13,7 +13,6 @@ from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
 from vllm_promptcache.frontend.link import EngineLink
-from vllm_promptcache.frontend.selection import TokenSelection
 from vllm_promptcache.layout.schema import SchemaLayout
 
 
@@ -36,7 +35,6 @@ class SchemaRegistry:
         self.link = link
         self.builder = builder
         self.max_schemas = max_schemas
-        self.selection = TokenSelection(link)
         self.entries: dict[str, SchemaEntry] = {}
         self.layouts: dict[str, SchemaLayout] = {}
         self._change = asyncio.Lock()

@@ -43,5 +43,5 @@ async def open_service(
     composer = Composer(
         registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair
     )
-    await load_and_pin(registry, schemas, config.repair)
+    await load_and_pin(registry, schemas)
     return PromptCacheService(config, registry, composer)

@@ -9,15 +9,11 @@ from vllm_promptcache.contract.repair import FULL, NONE, Repair
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.repairs.close import close_up
 from vllm_promptcache.repairs.link import renew_heads
-from vllm_promptcache.repairs.select import Selected, renew_selected
 from vllm_promptcache.repairs.tail import renew_tails
 
 
-def repaired(plan: Plan, repair: Repair, selected: Selected | None = None) -> Plan:
-    """What is asked of the engine instead of a plan that nothing was repaired in (docs/semantics.md).
-
-    ``selected`` are the selected tokens of the plan's units, where the repair is of such tokens.
-    """
+def repaired(plan: Plan, repair: Repair) -> Plan:
+    """What is asked of the engine instead of a plan that nothing was repaired in (docs/semantics.md)."""
     if repair == NONE:
         return plan
     segments: Sequence[Segment] = plan.segments
@@ -28,10 +24,6 @@ def repaired(plan: Plan, repair: Repair, selected: Selected | None = None) -> Pl
             segments = renew_tails(segments)
         if repair.link_tokens:
             segments = renew_heads(segments, repair.link_tokens)
-        if repair.select:
-            if selected is None:
-                raise ValueError(f"repair '{repair}' needs to be told which tokens are selected")
-            segments = renew_selected(segments, selected)
         if repair.close:
             segments = close_up(segments)
     return Plan(plan.schema, plan.digest, _still_used(plan.units, segments), tuple(segments))

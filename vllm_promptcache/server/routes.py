@@ -16,7 +16,6 @@ from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import FORBIDDEN, NOT_FOUND, RefusedError
-from vllm_promptcache.frontend.loading import select_ahead
 from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.bodies import ModulesBody, SchemaBody, is_json, read_body, read_json
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
@@ -73,9 +72,6 @@ async def register(request: Request, pin: bool = False) -> JSONResponse:
     else:
         document, where = await read_body(request, max_bytes), "body"
     registered = await service.registry.register(document, where=where, pin=pin)
-    if pin:
-        for entry in registered.entries:
-            await select_ahead(service.registry, entry.name, service.config.repair)
     described = [await _described(service, entry) for entry in registered.entries]
     answer = described[0] if len(described) == 1 else {"object": "list", "data": described}
     return JSONResponse(answer, status_code=201 if registered.is_new else 200)
@@ -112,8 +108,6 @@ async def change_residency(request: Request, name: str, operation: str) -> Any:
         raise RefusedError(unknown("operation", operation, operations), NOT_FOUND)
     body = await read_json(request, ModulesBody, service.config.max_document_bytes)
     await operations[operation](name, body.modules)
-    if operation != "unpin":
-        await select_ahead(registry, name, service.config.repair, body.modules)
     return await _described(service, registry[name])
 
 
