@@ -59,8 +59,8 @@ def test_one_unit_anew_leaves_the_others() -> None:
         )
         if a != b
     ]
-    assert changed == ["6 new anew:s/a: Text of a. "]
-    assert anew.num_repaired_tokens == 11
+    assert changed == ["5 new anew:s/a: \nText of a. "]
+    assert anew.num_repaired_tokens == 12
 
 
 def test_questions_keep_their_tokens_over_other_layouts() -> None:

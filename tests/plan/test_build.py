@@ -77,8 +77,8 @@ def test_the_page_s_example() -> None:
     assert plan_lines(plan, CHAT) == [
         "0 travel/travel-plan: Stay for ",
         "9 new prompt:5: three days",
-        "21 travel/travel-plan: . ",
-        "23 travel/travel-plan/maldives: Maldives",
+        "21 travel/travel-plan: .",
+        "22 travel/travel-plan/maldives: \nMaldives",
         "31 new prompt:8: <|im_start|>user\n",
         "48 new prompt:8: Plan the first morning.",
         "71 new prompt:8: <|im_end|>\n",
@@ -231,7 +231,7 @@ def test_text_that_is_not_cached_is_new_at_its_place() -> None:
         "2 s/m/n: c",
         "3 new schema:1: d",
         "4 new prompt:1: x",
-        "6 new schema:2:  e",
+        "6 new schema:2: \ne",
     ]
 
 

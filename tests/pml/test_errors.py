@@ -136,7 +136,7 @@ NAMES = {
         "1:18: schema[s]/@encode: 'encode' is 'alone'; allowed are 'context', 'isolated', 'sequence'"
     ],
     '<schema name="s" space="keep"/>': [
-        "1:18: schema[s]/@space: 'space' is 'keep'; allowed are 'compact', 'normalize', 'preserve'"
+        "1:18: schema[s]/@space: 'space' is 'keep'; allowed are 'dedent', 'compact', 'normalize', 'preserve'"
     ],
     SCHEMA + '<module name="a" cache="no"/></schema>': [
         "1:35: schema[s]/module[a]/@cache: 'cache' is 'no'; allowed are 'true', 'false'"
@@ -276,7 +276,7 @@ NAMES = {
     ],
     "<prompt schema='s'><user name='x'/></prompt>": ["1:26: prompt/user/@name: unknown attribute 'name'"],
     "<prompt schema='s'><a space='x'/></prompt>": [
-        "1:23: prompt/a/@space: 'space' is 'x'; allowed are 'compact', 'normalize', 'preserve'"
+        "1:23: prompt/a/@space: 'space' is 'x'; allowed are 'dedent', 'compact', 'normalize', 'preserve'"
     ],
 }
 

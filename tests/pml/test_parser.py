@@ -86,7 +86,7 @@ def test_space_is_inherited_and_may_be_changed() -> None:
             ),
             HERE,
         ),
-        TextNode(" f  g", HERE),
+        TextNode("  f  g", HERE),
     )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def test_src_is_text_in_front_of_the_module(tmp_path: Path) -> None:
     )
     (node,) = load_schema_file(tmp_path / "s.pml").schemas[0].children
     assert isinstance(node, ModuleNode)
-    assert node.children == (TextNode(" from <file> &amp; ", HERE), TextNode("more", HERE))
+    assert node.children == (TextNode("  from <file> &amp;", HERE), TextNode("more", HERE))
     assert isinstance(node.children[0], TextNode)
     assert node.children[0].place.label("schema") == "parts/a.txt:1"
 

@@ -6,9 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_promptcache.pml.space import COMPACT, NORMALIZE, PRESERVE, SPACE_KINDS, apply_space
+from vllm_promptcache.pml.space import (
+    COMPACT,
+    NORMALIZE,
+    PRESERVE,
+    SPACE_KINDS,
+    join_parts,
+    released,
+)
+from vllm_promptcache.pml.space import apply_space as apply_to_joined
 
 TEXT, CDATA = False, True
+
+
+def apply_space(parts: list[tuple[str, bool]], kind: str) -> str:
+    return released(apply_to_joined(join_parts(parts), kind))
+
 
 PARTS = st.lists(st.tuples(st.text("a \n\t", max_size=4), st.booleans()), min_size=1, max_size=5)
 
@@ -50,6 +63,29 @@ def test_it_does_not_matter_how_text_is_cut_into_parts(parts: list[tuple[str, bo
     parts = [(text, is_cdata) for text, is_cdata in parts if text]
     cut = [(letter, is_cdata) for text, is_cdata in parts for letter in text]
     assert apply_space(cut, kind) == apply_space(parts, kind)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("one line", "one line"),
+        (" spaces  stay ", " spaces  stay "),
+        ("\n", ""),
+        ("\n  ", ""),
+        (" \n\n ", ""),
+        ("\n\n\n", "\n"),
+        ("\nblock\n", "block"),
+        ("\n  block\n  of two\n", "block\nof two"),
+        ("\n  def f():\n    pass\n\n  f()\n  ", "def f():\n  pass\n\nf()"),
+        ("\n\tone\n  two", "\tone\n  two"),
+        ("Steps:\n  1. go\n  2. stop", "Steps:\n  1. go\n  2. stop"),
+        ("Steps:\n  1. go\n", "Steps:\n  1. go"),
+        ("a\n\n", "a\n"),
+    ],
+)
+def test_dedent_takes_what_lays_markup_out(content: str, text: str) -> None:
+    assert apply_space([(content, TEXT)], "dedent") == text
+    assert apply_space([(content, CDATA)], "dedent") == content
 
 
 @given(PARTS, st.sampled_from(SPACE_KINDS))

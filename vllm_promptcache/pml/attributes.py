@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.pml.reader import Element
+from vllm_promptcache.pml.separators import SEPARATOR_KINDS
 from vllm_promptcache.pml.space import SPACE_KINDS
 
 ROLES = ("system", "user", "assistant")
@@ -118,6 +119,10 @@ class Attributes:
     def space(self, inherited: str) -> str:
         """The kind of white space in the element."""
         return self.choice("space", SPACE_KINDS) or inherited
+
+    def separator(self, inherited: str | None) -> str | None:
+        """What becomes of white space beside modules in the element; None where no one says."""
+        return self.choice("separator", SEPARATOR_KINDS) or inherited
 
     def missing(self, name: str) -> None:
         """Adds the issue that a required attribute is missing."""

@@ -14,7 +14,7 @@ from vllm_promptcache.pml.prompt_parser import PromptParser
 from vllm_promptcache.pml.reader import Element, read_element
 from vllm_promptcache.pml.schema_parser import SchemaParser
 from vllm_promptcache.pml.source import Source
-from vllm_promptcache.pml.space import COMPACT, is_white
+from vllm_promptcache.pml.space import DEFAULT_SPACE, is_white
 
 
 def parse_document(text: str | bytes, where: str = "pml", limits: Limits = DEFAULT_LIMITS) -> Document:
@@ -70,7 +70,7 @@ def _document(root: Element, issues: IssueList, schemas: SchemaParser) -> Docume
 
 
 def _pml(root: Element, issues: IssueList, parser: SchemaParser) -> Document:
-    space = Attributes(root, issues, ("space",)).space(COMPACT)
+    space = Attributes(root, issues, ("space",)).space(DEFAULT_SPACE)
     schemas: dict[str, SchemaNode] = {}
     prompt: PromptNode | None = None
     for child in root.children:

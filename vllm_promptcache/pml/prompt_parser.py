@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vllm_promptcache.errors import IssueList, quote
 from vllm_promptcache.pml.attributes import RESERVED_NAMES, ROLES, Attributes, name_problem
+from vllm_promptcache.pml.content import read_content
 from vllm_promptcache.pml.nodes import (
     IncludeNode,
     MessageNode,
@@ -13,7 +16,7 @@ from vllm_promptcache.pml.nodes import (
     TextNode,
 )
 from vllm_promptcache.pml.reader import Characters, Element
-from vllm_promptcache.pml.space import COMPACT, SPACE_KINDS, apply_space
+from vllm_promptcache.pml.space import DEDENT, DEFAULT_SPACE, SPACE_KINDS, is_white, released
 
 NOT_IN_A_POOL = "a prompt may bring modules only in the element of a pool"
 
@@ -24,7 +27,7 @@ class PromptParser:
     def __init__(self, issues: IssueList) -> None:
         self._issues = issues
 
-    def prompt(self, element: Element, space: str = COMPACT) -> PromptNode:
+    def prompt(self, element: Element, space: str = DEFAULT_SPACE) -> PromptNode:
         """The node of a `<prompt>` element; `space` is what it inherits."""
         attributes = Attributes(element, self._issues, ("schema", "space"))
         inside = attributes.space(space)
@@ -32,8 +35,10 @@ class PromptParser:
         if schema is None:
             attributes.missing("schema")
         children: list[PromptChild] = []
-        for child in element.children:
-            if isinstance(child, Element) and child.tag in ROLES:
+        for child in self._children(element, inside):
+            if isinstance(child, TextNode):
+                children.append(child)
+            elif child.tag in ROLES:
                 children.append(self._message(child, inside))
             elif node := self._child(child, inside):
                 if isinstance(node, ModuleNode):
@@ -43,10 +48,19 @@ class PromptParser:
         self._messages_come_last(children)
         return PromptNode(schema or "", tuple(children), element.place)
 
-    def _child(self, child: Element | Characters, space: str) -> IncludeNode | TextNode | ModuleNode | None:
-        if isinstance(child, Characters):
-            text = apply_space(child.parts, space)
-            return TextNode(text, child.place) if text else None
+    def _children(self, element: Element, space: str) -> Sequence[Element | TextNode]:
+        """The elements and texts in an element, without white space that lays out markup."""
+        if space == DEDENT and all(isinstance(child, Element) or _is_white(child) for child in element.children):
+            return [child for child in element.children if isinstance(child, Element)]
+        content = read_content(element, space)
+        children: list[Element | TextNode] = []
+        for i, text in enumerate(content.texts):
+            if text and not (space == DEDENT and is_white(text)):
+                children.append(TextNode(released(text), content.places[i]))
+            children += content.elements[i : i + 1]
+        return [*children, *content.silent]
+
+    def _child(self, child: Element, space: str) -> IncludeNode | ModuleNode | None:
         if child.tag == "use":
             return self._use(child, space)
         if child.tag == "module":
@@ -82,12 +96,15 @@ class PromptParser:
                 space = kind
             else:
                 self._bad_space(element)
-        nodes = [self._child(child, space) for child in element.children]
+        nodes = [
+            child if isinstance(child, TextNode) else self._child(child, space)
+            for child in self._children(element, space)
+        ]
         children = tuple([node for node in nodes if node is not None])
         return IncludeNode(element.tag, arguments, children, element.place)
 
     def _bad_space(self, element: Element) -> None:
-        Attributes(element, self._issues, tuple(element.attributes)).space(COMPACT)
+        Attributes(element, self._issues, tuple(element.attributes)).space(DEFAULT_SPACE)
 
     def _message(self, element: Element, space: str) -> MessageNode:
         attributes = Attributes(element, self._issues, ("space",))
@@ -97,11 +114,11 @@ class PromptParser:
     def _texts(self, element: Element, space: str, what: str) -> tuple[TextNode, ...]:
         """The text runs of an element that holds nothing else."""
         texts: list[TextNode] = []
-        for child in element.children:
-            if isinstance(child, Element):
+        for child in self._children(element, space):
+            if isinstance(child, TextNode):
+                texts.append(child)
+            else:
                 self._issues.add(child.place.issue(f"{what} holds text only"))
-            elif text := apply_space(child.parts, space):
-                texts.append(TextNode(text, child.place))
         return tuple(texts)
 
     def _messages_come_last(self, children: list[PromptChild]) -> None:
@@ -112,6 +129,10 @@ class PromptParser:
             elif included_later and isinstance(child, MessageNode):
                 what = f"a {child.role!r} message can stand only after the last module of a prompt"
                 self._issues.add(child.place.issue(what))
+
+
+def _is_white(characters: Characters) -> bool:
+    return all(is_white(text) and not is_kept for text, is_kept in characters.parts)
 
 
 def _misplaced(tag: str) -> str | None:

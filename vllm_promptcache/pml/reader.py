@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import xml.parsers.expat as expat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_promptcache.errors import TOO_LARGE, PMLError
 from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.source import Place, Source
+
+
+_AMPERSAND = ord("&")
 
 
 # Not frozen: children are appended while the document is read. Nothing after the parser sees these.
@@ -23,10 +26,13 @@ class Element:
 
 @dataclass(slots=True)
 class Characters:
-    """A text run: parts in order, each with whether it stood in a CDATA section."""
+    """A text run: parts in order, each with whether it is kept as it is: CDATA, and white space that was
+    written as a character reference. `comments` are the indices of parts before which a comment stands.
+    """
 
     place: Place
     parts: list[tuple[str, bool]]
+    comments: list[int] = field(default_factory=list)
 
 
 def read_element(source: Source, limits: Limits) -> Element:
@@ -81,6 +87,8 @@ class _Reader:
         parser.CharacterDataHandler = self._characters
         parser.StartCdataSectionHandler = self._start_cdata
         parser.EndCdataSectionHandler = self._end_cdata
+        parser.CommentHandler = self._comment
+        parser.ProcessingInstructionHandler = self._comment
         parser.XmlDeclHandler = self._declaration
         parser.StartDoctypeDeclHandler = self._doctype
 
@@ -111,12 +119,21 @@ class _Reader:
 
     def _characters(self, text: str) -> None:
         element = self._stack[-1]
-        part = (text, self._in_cdata)
+        part = (text, self._in_cdata or (text.isspace() and self._is_reference()))
         if element.children and isinstance(element.children[-1], Characters):
             element.children[-1].parts.append(part)
         else:
             offset = self._source.skip_space(self.parser.CurrentByteIndex)
             element.children.append(Characters(Place(self._source, offset, element.place, ""), [part]))
+
+    def _is_reference(self) -> bool:
+        return self._source.data[self.parser.CurrentByteIndex] == _AMPERSAND
+
+    def _comment(self, *ignored: str) -> None:
+        if self._stack and self._stack[-1].children:
+            last = self._stack[-1].children[-1]
+            if isinstance(last, Characters):
+                last.comments.append(len(last.parts))
 
     def _start_cdata(self) -> None:
         self._in_cdata = True

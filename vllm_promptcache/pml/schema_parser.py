@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from vllm_promptcache.errors import IssueList, PMLError, quote, unknown
 from vllm_promptcache.pml.attributes import ROLES, Attributes
+from vllm_promptcache.pml.content import read_content
 from vllm_promptcache.pml.files import read_text_file
 from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import (
@@ -21,8 +23,10 @@ from vllm_promptcache.pml.nodes import (
     TextNode,
     UnionNode,
 )
-from vllm_promptcache.pml.reader import Characters, Element
-from vllm_promptcache.pml.space import COMPACT, apply_space, is_white
+from vllm_promptcache.pml.reader import Element
+from vllm_promptcache.pml.separators import LINE, STAY, take_separators
+from vllm_promptcache.pml.source import Place
+from vllm_promptcache.pml.space import DEDENT, DEFAULT_SPACE, apply_space, is_white, released
 
 _IN_SCHEMA = ("module", "union", "pool", "scaffold", *ROLES)
 _IN_MODULE = ("module", "union", "pool", "parameter", "param", *ROLES)
@@ -35,9 +39,15 @@ class _Surroundings:
     """What an element inherits from those around it."""
 
     space: str
+    separator: str | None
     allowed: tuple[str, ...]
     in_role: bool = False
     in_pool: bool = False
+
+    @property
+    def separators(self) -> str:
+        """What becomes of white space beside modules."""
+        return self.separator or (LINE if self.space == DEDENT else STAY)
 
 
 class SchemaParser:
@@ -53,10 +63,10 @@ class SchemaParser:
         self._num_modules = 0
         self._num_scaffolds = 0
 
-    def schema(self, element: Element, space: str = COMPACT) -> SchemaNode:
+    def schema(self, element: Element, space: str = DEFAULT_SPACE) -> SchemaNode:
         """The node of a `<schema>` element; `space` is what it inherits."""
-        attributes = Attributes(element, self._issues, ("name", "encode", "space"))
-        surroundings = _Surroundings(attributes.space(space), _IN_SCHEMA)
+        attributes = Attributes(element, self._issues, ("name", "encode", "space", "separator"))
+        surroundings = _Surroundings(attributes.space(space), attributes.separator(None), _IN_SCHEMA)
         return SchemaNode(
             attributes.name() or "",
             attributes.choice("encode", ("context", "isolated", "sequence")) or "context",
@@ -65,15 +75,23 @@ class SchemaParser:
         )
 
     def _children(self, element: Element, around: _Surroundings) -> tuple[SchemaChild, ...]:
-        nodes = [self._child(child, around, element) for child in element.children]
-        return tuple([node for node in nodes if node is not None])
+        content = read_content(element, around.space)
+        nodes = [self._child(child, around, element) for child in content.elements]
+        texts = content.texts
+        if around.space == DEDENT:
+            texts = _without_space_between_messages(texts, nodes)
+        are_modules = [isinstance(node, ModuleNode | UnionNode) for node in nodes]
+        taken = take_separators(texts, are_modules, around.separators)
+        children: list[SchemaChild | None] = []
+        for i, node in enumerate(nodes):
+            before, after = content.places[i : i + 2]
+            children.append(_text(taken.texts[i], before))
+            children.append(_with_separators(node, _text(taken.before[i], before), _text(taken.after[i], after)))
+        children.append(_text(taken.texts[-1], content.places[-1]))
+        children += [self._child(child, around, element) for child in content.silent]
+        return tuple([child for child in children if child is not None])
 
-    def _child(
-        self, child: Element | Characters, around: _Surroundings, parent: Element
-    ) -> SchemaChild | None:
-        if isinstance(child, Characters):
-            text = apply_space(child.parts, around.space)
-            return TextNode(text, child.place) if text else None
+    def _child(self, child: Element, around: _Surroundings, parent: Element) -> SchemaChild | None:
         tag = child.tag
         if tag not in around.allowed:
             self._issues.add(child.place.issue(_misplaced(child, around, parent)))
@@ -101,17 +119,23 @@ class SchemaParser:
         self._num_modules += 1
         if self._num_modules > self._limits.max_modules:
             raise PMLError([element.place.issue(f"more than {self._limits.max_modules} modules")])
-        attributes = Attributes(element, self._issues, ("name", "cache", "src", "space"))
+        attributes = Attributes(element, self._issues, ("name", "cache", "src", "space", "separator"))
         allowed = tuple([tag for tag in _IN_MODULE if not (around.in_role and tag in ROLES)])
         if around.in_pool:
             allowed = _IN_MEMBER
-        inside = _Surroundings(attributes.space(around.space), allowed, around.in_role, around.in_pool)
+        inside = self._inside(attributes, around, allowed, around.in_role)
         children = self._children(element, inside)
         src = attributes.text("src")
         if src is not None and (text := self._src(element, src, inside.space)):
             children = (text, *children)
         name = attributes.any_name() if around.in_pool else attributes.name() or ""
         return ModuleNode(name, attributes.flag("cache", True), children, element.place)
+
+    def _inside(
+        self, attributes: Attributes, around: _Surroundings, allowed: tuple[str, ...], in_role: bool
+    ) -> _Surroundings:
+        separator = attributes.separator(around.separator)
+        return _Surroundings(attributes.space(around.space), separator, allowed, in_role, around.in_pool)
 
     def _src(self, element: Element, src: str, space: str) -> TextNode | None:
         place = element.place.at("src")
@@ -123,19 +147,21 @@ class SchemaParser:
         except PMLError as error:
             self._issues.extend(error.issues)
             return None
-        text = apply_space(characters.parts, space)
-        return TextNode(text, characters.place) if text else None
+        ((text, _),) = characters.parts
+        # A file's lines are no layout of markup; its last one ends in a line break all the same.
+        text = text.removesuffix("\n") if space == DEDENT else apply_space(text, space)
+        return _text(text, characters.place)
 
     def _union(self, element: Element, around: _Surroundings) -> UnionNode:
-        attributes = Attributes(element, self._issues, ("name", "scaffold", "space"))
-        inside = replace(around, space=attributes.space(around.space), allowed=("module",))
+        attributes = Attributes(element, self._issues, ("name", "scaffold", "space", "separator"))
+        inside = self._inside(attributes, around, ("module",), around.in_role)
         members = self._members(element, inside)
         name = attributes.name(required=False)
         return UnionNode(name, attributes.text("scaffold"), members, element.place)
 
     def _pool(self, element: Element, around: _Surroundings) -> PoolNode:
         attributes = Attributes(element, self._issues, ("name", "length", "space"))
-        inside = _Surroundings(attributes.space(around.space), ("module",), around.in_role, in_pool=True)
+        inside = replace(around, space=attributes.space(around.space), allowed=("module",), in_pool=True)
         members = self._members(element, inside)
         return PoolNode(attributes.name() or "", attributes.length_or_none(), members, element.place)
 
@@ -147,7 +173,7 @@ class SchemaParser:
     def _parameter(self, element: Element) -> ParameterNode:
         names = ("name", "length", "scaffold", "default", "required", "placeholder", "space")
         attributes = Attributes(element, self._issues, names)
-        attributes.space(COMPACT)
+        attributes.space(DEFAULT_SPACE)
         self._nothing_in(element)
         name = attributes.name() or ""
         if name == "space":
@@ -168,7 +194,7 @@ class SchemaParser:
         if self._num_scaffolds > self._limits.max_scaffolds:
             raise PMLError([element.place.issue(f"more than {self._limits.max_scaffolds} scaffolds")])
         attributes = Attributes(element, self._issues, ("modules", "space"))
-        attributes.space(COMPACT)
+        attributes.space(DEFAULT_SPACE)
         self._nothing_in(element)
         modules = attributes.text("modules")
         if modules is None:
@@ -179,9 +205,9 @@ class SchemaParser:
         return ScaffoldNode(tuple(paths), element.place)
 
     def _role(self, element: Element, around: _Surroundings) -> RoleNode:
-        attributes = Attributes(element, self._issues, ("space",))
+        attributes = Attributes(element, self._issues, ("space", "separator"))
         allowed = tuple([tag for tag in around.allowed if tag not in ROLES])
-        inside = _Surroundings(attributes.space(around.space), allowed, in_role=True)
+        inside = self._inside(attributes, around, allowed, True)
         return RoleNode(element.tag, self._children(element, inside), element.place)
 
     def _nothing_in(self, element: Element) -> None:
@@ -197,6 +223,44 @@ class SchemaParser:
             elif not all(is_white(text) for text, _ in child.parts):
                 self._issues.add(child.place.issue(f"text cannot stand in {quote(element.tag)}"))
         return elements
+
+
+def _text(text: str, place: Place) -> TextNode | None:
+    return TextNode(released(text), place) if text else None
+
+
+def _with_separators(
+    node: SchemaChild | None, before: TextNode | None, after: TextNode | None
+) -> SchemaChild | None:
+    """A module, or each of a union's members, with the white space that goes with it."""
+    if before is None and after is None:
+        return node
+    if isinstance(node, UnionNode):
+        members = [_with_separators(member, before, after) for member in node.members]
+        return replace(node, members=tuple([m for m in members if isinstance(m, ModuleNode)]))
+    assert isinstance(node, ModuleNode), "separators are given to modules and unions"
+    children = (before, *node.children, after)
+    return replace(node, children=tuple([child for child in children if child is not None]))
+
+
+def _without_space_between_messages(
+    texts: Sequence[str], nodes: Sequence[SchemaChild | None]
+) -> list[str]:
+    """Texts without white space beside a message, which is the chat template's to write."""
+    remaining = list(texts)
+    for i, node in enumerate(nodes):
+        if node is not None and _holds_message(node):
+            for beside in (i, i + 1):
+                remaining[beside] = "" if is_white(texts[beside]) else texts[beside]
+    return remaining
+
+
+def _holds_message(node: SchemaChild) -> bool:
+    if isinstance(node, ModuleNode):
+        return any(_holds_message(child) for child in node.children)
+    if isinstance(node, UnionNode):
+        return any(_holds_message(member) for member in node.members)
+    return isinstance(node, RoleNode)
 
 
 def _misplaced(child: Element, around: _Surroundings, parent: Element) -> str:

@@ -1,67 +1,98 @@
-"""White space of text runs (PML page, "Text")."""
+"""White space of text: what a `space` attribute says (PML page, "Text and white space")."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-COMPACT, NORMALIZE, PRESERVE = "compact", "normalize", "preserve"
-SPACE_KINDS = (COMPACT, NORMALIZE, PRESERVE)
+DEDENT, COMPACT, NORMALIZE, PRESERVE = "dedent", "compact", "normalize", "preserve"
+SPACE_KINDS = (DEDENT, COMPACT, NORMALIZE, PRESERVE)
+DEFAULT_SPACE = DEDENT
 
 # XML's white space only: a no-break space is there on purpose.
-_WHITE = " \t\r\n"
+WHITE = " \t\r\n"
 _RUN = re.compile(r"[ \t\r\n]+")
+
+# CDATA and character references are kept as they are. While white space is treated, theirs is written with
+# characters that no document can hold, as are the elements and comments among an element's text.
+_TO_KEPT = str.maketrans({" ": "\ud800", "\t": "\ud801", "\n": "\ud802", "\r": "\ud803"})
+_FROM_KEPT = str.maketrans({"\ud800": " ", "\ud801": "\t", "\ud802": "\n", "\ud803": "\r"})
+BLOCK, INLINE, SILENT, COMMENT = "\ud804", "\ud805", "\ud806", "\ud807"
+_LINE_OF_COMMENTS = re.compile(f"\n[ \t]*[{SILENT}{COMMENT}][ \t{SILENT}{COMMENT}]*(?=\n|\\Z)")
 
 
 def is_white(text: str) -> bool:
     """Whether text is nothing but XML's white space."""
-    return not text.strip(_WHITE)
+    return not text.strip(WHITE)
 
 
-def apply_space(parts: Sequence[tuple[str, bool]], kind: str) -> str:
-    """The text of a run whose `parts` are (text, is it CDATA), with `kind` of `SPACE_KINDS` applied.
+def kept(text: str) -> str:
+    """Text whose white space nothing changes, until `released` writes it as it was."""
+    return text.translate(_TO_KEPT)
 
-    CDATA is kept as it is: also at the ends, and also if it is only white space.
+
+def released(text: str) -> str:
+    """Text as it is read, once its white space has been treated."""
+    return text.translate(_FROM_KEPT)
+
+
+def join_parts(parts: Sequence[tuple[str, bool]]) -> str:
+    """A run whose `parts` are (text, is it to be kept as it is), for the functions of this module."""
+    if len(parts) == 1 and not parts[0][1]:
+        return parts[0][0]
+    return "".join([kept(text) if is_kept else text for text, is_kept in parts])
+
+
+def apply_space(text: str, kind: str) -> str:
+    """The text of a run with `kind` applied: any of `SPACE_KINDS`, of which `dedent` takes the whole
+    content of an element."""
+    if kind == DEDENT:
+        return dedent(text)
+    if kind == COMPACT:
+        return _compact(text)
+    return _RUN.sub(" ", text) if kind == NORMALIZE else text
+
+
+def dedent(content: str) -> str:
+    """An element's content without what only lays the markup out, its comments gone.
+
+    That is a line break right behind the start tag, one before the end tag with what indents that, lines
+    that hold comments or scaffolds alone, and the indentation that all lines have in common: those
+    from the first on where it stands on a line of its own, and those after it where any begins with an
+    element. Text that begins right behind its tag is no layout: its lines stay as they are.
     """
-    if kind == PRESERVE:
-        return "".join([text for text, _ in parts])
-    if not any(is_cdata for _, is_cdata in parts):
-        text = "".join([text for text, _ in parts])
-        return _compact(text) if kind == COMPACT else _RUN.sub(" ", text)
-    merged = _merge(parts)
-    if kind == NORMALIZE:
-        return "".join([text if is_cdata else _RUN.sub(" ", text) for text, is_cdata in merged])
-    texts = [text for text, _ in merged]
-    if not merged[0][1]:
-        texts[0] = _compact_start(texts[0])
-    if not merged[-1][1]:
-        texts[-1] = _compact_end(texts[-1])
-    return "".join(texts)
+    content = _LINE_OF_COMMENTS.sub("", content).replace(COMMENT, "")
+    start = content.lstrip(" \t")
+    is_block = start.startswith("\n")
+    if is_block:
+        content = start[1:]
+    end = content.rstrip(" \t")
+    if end.endswith("\n"):
+        content = end[:-1]
+    elif is_block and not end:
+        return ""
+    if "\n" not in content and not is_block:
+        return content
+    lines = content.split("\n")
+    first = 0 if is_block else 1
+    if is_block or any(line.lstrip(" \t").startswith(BLOCK) for line in lines[1:]):
+        lines[first:] = _without_common_indentation(lines[first:])
+    return "\n".join(lines)
+
+
+def _without_common_indentation(lines: Sequence[str]) -> list[str]:
+    indents = [line[: len(line) - len(rest)] for line in lines if (rest := line.lstrip(" \t"))]
+    shortest, longest = (min(indents), max(indents)) if indents else ("", "")
+    number = 0
+    while number < len(shortest) and shortest[number] == longest[number]:
+        number += 1
+    common = shortest[:number]
+    # A blank line may have less.
+    return [line[number:] if line.startswith(common) else line.lstrip(" \t") for line in lines]
 
 
 def _compact(text: str) -> str:
-    core = text.strip(_WHITE)
+    core = text.strip(WHITE)
     if not core:
         return ""
-    return (" " if text[0] in _WHITE else "") + core + (" " if text[-1] in _WHITE else "")
-
-
-def _compact_start(text: str) -> str:
-    core = text.lstrip(_WHITE)
-    return core if core == text else " " + core
-
-
-def _compact_end(text: str) -> str:
-    core = text.rstrip(_WHITE)
-    return core if core == text else core + " "
-
-
-def _merge(parts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Joins neighbouring parts of one kind: the reader hands over text in arbitrary pieces."""
-    merged: list[tuple[list[str], bool]] = []
-    for text, is_cdata in parts:
-        if merged and merged[-1][1] == is_cdata:
-            merged[-1][0].append(text)
-        else:
-            merged.append(([text], is_cdata))
-    return [("".join(texts), is_cdata) for texts, is_cdata in merged]
+    return (" " if text[0] in WHITE else "") + core + (" " if text[-1] in WHITE else "")
