@@ -110,7 +110,9 @@ def test_a_separator_goes_with_each_member_of_a_union() -> None:
 
 
 def test_no_white_space_stands_between_messages() -> None:
-    content = "\n<system>x</system>\n\n<module name='e'>\n<user>y</user>\n<assistant>z</assistant>\n</module>\n"
+    content = (
+        "\n<system>x</system>\n\n<module name='e'>\n<user>y</user>\n<assistant>z</assistant>\n</module>\n"
+    )
     messages = "<|im_start|>{}\n{}<|im_end|>\n"
     assert composed(content, "<e/>") == "".join(
         messages.format(role, text) for role, text in (("system", "x"), ("user", "y"), ("assistant", "z"))

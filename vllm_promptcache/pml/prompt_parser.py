@@ -50,7 +50,9 @@ class PromptParser:
 
     def _children(self, element: Element, space: str) -> Sequence[Element | TextNode]:
         """The elements and texts in an element, without white space that lays out markup."""
-        if space == DEDENT and all(isinstance(child, Element) or _is_white(child) for child in element.children):
+        if space == DEDENT and all(
+            isinstance(child, Element) or _is_white(child) for child in element.children
+        ):
             return [child for child in element.children if isinstance(child, Element)]
         content = read_content(element, space)
         children: list[Element | TextNode] = []

@@ -9,7 +9,6 @@ from vllm_promptcache.errors import TOO_LARGE, PMLError
 from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.source import Place, Source
 
-
 _AMPERSAND = ord("&")
 
 

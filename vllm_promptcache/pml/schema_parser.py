@@ -86,7 +86,9 @@ class SchemaParser:
         for i, node in enumerate(nodes):
             before, after = content.places[i : i + 2]
             children.append(_text(taken.texts[i], before))
-            children.append(_with_separators(node, _text(taken.before[i], before), _text(taken.after[i], after)))
+            children.append(
+                _with_separators(node, _text(taken.before[i], before), _text(taken.after[i], after))
+            )
         children.append(_text(taken.texts[-1], content.places[-1]))
         children += [self._child(child, around, element) for child in content.silent]
         return tuple([child for child in children if child is not None])
@@ -243,9 +245,7 @@ def _with_separators(
     return replace(node, children=tuple([child for child in children if child is not None]))
 
 
-def _without_space_between_messages(
-    texts: Sequence[str], nodes: Sequence[SchemaChild | None]
-) -> list[str]:
+def _without_space_between_messages(texts: Sequence[str], nodes: Sequence[SchemaChild | None]) -> list[str]:
     """Texts without white space beside a message, which is the chat template's to write."""
     remaining = list(texts)
     for i, node in enumerate(nodes):

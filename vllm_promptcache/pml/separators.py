@@ -55,7 +55,7 @@ def _is_on_lines_of_its_own(texts: Sequence[str], i: int) -> bool:
 def _before(texts: Sequence[str], i: int) -> str:
     """The white space before an element; of more, as much as stands between it and the next one."""
     white, following = _white_end(texts[i]), texts[i + 1]
-    is_between = 0 < i and is_white(texts[i])
+    is_between = i > 0 and is_white(texts[i])
     if not is_between and following and is_white(following) and white.endswith(following):
         return following
     return white

@@ -15,9 +15,9 @@ _RUN = re.compile(r"[ \t\r\n]+")
 
 # CDATA and character references are kept as they are. While white space is treated, theirs is written with
 # characters that no document can hold, as are the elements and comments among an element's text.
-_TO_KEPT = str.maketrans({" ": "\ud800", "\t": "\ud801", "\n": "\ud802", "\r": "\ud803"})
-_FROM_KEPT = str.maketrans({"\ud800": " ", "\ud801": "\t", "\ud802": "\n", "\ud803": "\r"})
-BLOCK, INLINE, SILENT, COMMENT = "\ud804", "\ud805", "\ud806", "\ud807"
+_TO_KEPT = str.maketrans({" ": "\x01", "\t": "\x02", "\n": "\x03", "\r": "\x04"})
+_FROM_KEPT = str.maketrans({"\x01": " ", "\x02": "\t", "\x03": "\n", "\x04": "\r"})
+BLOCK, INLINE, SILENT, COMMENT = "\x05", "\x06", "\x07", "\x08"
 _LINE_OF_COMMENTS = re.compile(f"\n[ \t]*[{SILENT}{COMMENT}][ \t{SILENT}{COMMENT}]*(?=\n|\\Z)")
 
 
