@@ -22,7 +22,7 @@ def composed(content: str, prompt: str, attributes: str = "") -> str:
     return plan_text(build_plan(layout, node), byte_tokenizer(chat_template=CHATML))
 
 
-A, B, C = ("<module name='%s'>%s</module>" % (name, name * 2) for name in "abc")
+A, B, C = (f"<module name='{name}'>{name * 2}</module>" for name in "abc")
 
 # A template, and what it says with all of its modules.
 PASTED = {
@@ -36,7 +36,7 @@ PASTED = {
     f"Docs:\n  {A}\n  {B}\n": "Docs:\naa\nbb",
     f"\n  Docs:\n  {A}\n    {B}\n  End\n": "Docs:\naa\n  bb\nEnd",
     f"<system>{A}\n{B}</system>": "<|im_start|>system\naa\nbb<|im_end|>\n",
-    f"\n<system>\n  Be brief.\n  {A}\n  {B}\n</system>\n": "<|im_start|>system\nBe brief.\naa\nbb<|im_end|>\n",
+    f"\n<system>\n  Short.\n  {A}\n  {B}\n</system>\n": "<|im_start|>system\nShort.\naa\nbb<|im_end|>\n",
     f"one\n<!-- a comment -->\n{A}\n<!-- and --> {B}": "one\naa\n bb",
     f"{A}\n<scaffold modules='a b'/>\n{B}\n<scaffold modules='b'/>\n": "aa\nbb",
     f"{A}\n<union>\n  {B}\n  {C}\n</union>\nend": "aa\nbb\nend",

@@ -129,7 +129,8 @@ def write_schema(folder: Path, descriptions: Iterable[Description]) -> Path:
         modules += f'    <module name={name} src={src} space="preserve"/>\n'
     path = folder / f"{SCHEMA_NAME}.pml"
     path.write_text(
-        f'<schema name={quoteattr(SCHEMA_NAME)} space="compact">\n  <system>{INSTRUCTION}\n{modules}  </system>\n</schema>\n',
+        f'<schema name={quoteattr(SCHEMA_NAME)} space="compact">\n'
+        f"  <system>{INSTRUCTION}\n{modules}  </system>\n</schema>\n",
         encoding="utf-8",
     )
     return path
