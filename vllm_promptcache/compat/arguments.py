@@ -34,6 +34,8 @@ def wrap_engine_args(
             added = read_arguments(args)
             if added is not None:
                 engine_args.additional_config = {**(engine_args.additional_config or {}), **added}
+                # API servers in processes of their own read these arguments before they load plugins.
+                args.additional_config = engine_args.additional_config
             return engine_args
 
         return from_cli_args

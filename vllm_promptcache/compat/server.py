@@ -124,6 +124,32 @@ def end_of_prompt(token_ids: list[int], decode: Callable[[list[int]], str], num_
     return token_ids
 
 
+def route_composed_requests(key: str, choose: Callable[[Any, list[float]], int]) -> None:
+    """Have ``choose(extra_args[key], loads)`` say to which of several engines a request goes that has one.
+
+    ``loads`` are the engines' unfinished requests, as vLLM's own balancing estimates them. A rank that the
+    request names stays. Target: DPLBAsyncMPClient.get_core_engine_for_request. Why: what a request reuses
+    is in one engine, which its balancing does not know.
+    """
+    from vllm.v1.engine.core_client import DPLBAsyncMPClient
+
+    def make(original: Any) -> Any:
+        def get_core_engine_for_request(self: Any, request: Any) -> Any:
+            if request.data_parallel_rank is None and carries(request.sampling_params, key):
+                loads = [
+                    float(max(self.client_count * self.engine_inflight[engine], waiting + running))
+                    for engine, (waiting, running, *_) in zip(self.core_engines, self.lb_engines, strict=True)
+                ]
+                rank = choose(request.sampling_params.extra_args[key], loads)
+                request.data_parallel_rank = rank
+                self.lb_engines[rank][0] += self.client_count
+            return original(self, request)
+
+        return get_core_engine_for_request
+
+    wrap_once(DPLBAsyncMPClient, "get_core_engine_for_request", make, "self", "request")
+
+
 def extend_api_server(
     attach: Callable[[Any], None], open_server: Callable[[Any, Any, Any], Awaitable[Mapping[Any, Any]]]
 ) -> None:

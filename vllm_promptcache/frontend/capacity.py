@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from vllm_promptcache.blocks.geometry import find_pieces
@@ -36,9 +36,11 @@ class Capacity:
     )
 
     @classmethod
-    def from_stats(cls, stats: Mapping[str, int]) -> Capacity:
-        """The capacity that the engine's ``stats`` tell of."""
-        return cls(stats["block_size"], stats["blocks_total"] - stats["blocks_pin_limit"])
+    def from_stats(cls, stats: Mapping[str, Any]) -> Capacity:
+        """The capacity that ``stats`` tell of: the smallest engine's, where there are several."""
+        engines = stats.get("engines", (stats,))
+        free = min(engine["blocks_total"] - engine["blocks_pin_limit"] for engine in engines)
+        return cls(stats["block_size"], free)
 
     def max_new_tokens(self, layout: SchemaLayout, plan: Plan, pinned: Container[Placement]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; at least one.

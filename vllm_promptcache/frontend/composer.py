@@ -146,6 +146,7 @@ class Composer:
         """The schema and the prompt of a request's document."""
         if not isinstance(pml, str):
             raise RefusedError("pml: must be a string with a document", kind="PMLError", field="pml")
+        await self._registry.catch_up()
         document = await self._document(pml)
         prompt, own = document.prompt, document.entries
         layouts: Mapping[str, SchemaLayout] = self._registry.layouts

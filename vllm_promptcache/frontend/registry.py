@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.errors import unknown
+from vllm_promptcache.frontend.catalog import Catalog
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
 from vllm_promptcache.frontend.link import EngineLink
 from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.pml.stored import schema_from_plain, to_plain
+
+_SCHEMA = "schema"
 
 
 @dataclass(frozen=True)
@@ -28,15 +34,19 @@ class SchemaRegistry:
     """Registered schemas. All changes go through here, one at a time.
 
     A registration is all or nothing: the engine is told first, and told back if something fails.
-    Requests in flight keep the version that they were composed from.
+    Requests in flight keep the version that they were composed from. Where a server has several front ends
+    the ``catalog`` is the truth, and each follows it.
     """
 
-    def __init__(self, link: EngineLink, builder: LayoutBuilder, max_schemas: int) -> None:
+    def __init__(
+        self, link: EngineLink, builder: LayoutBuilder, max_schemas: int, catalog: Catalog | None = None
+    ) -> None:
         self.link = link
         self.builder = builder
         self.max_schemas = max_schemas
         self.entries: dict[str, SchemaEntry] = {}
         self.layouts: dict[str, SchemaLayout] = {}
+        self._catalog = catalog
         self._change = asyncio.Lock()
 
     def __getitem__(self, name: str) -> SchemaEntry:
@@ -64,7 +74,7 @@ class SchemaRegistry:
         self, layouts: Iterable[SchemaLayout], *, source: str, pin: bool = False
     ) -> Registered:
         """As `register`, for schemas that are laid out."""
-        async with self._change:
+        async with self._changing():
             entries = [self._same_or_new(layout, source) for layout in layouts]
             new = [entry for entry in entries if not entry.is_defined]
             self._refuse_too_many(new)
@@ -79,6 +89,7 @@ class SchemaRegistry:
                 self.layouts[entry.name] = entry.layout
                 if old is not None:
                     await self._withdraw(old)
+            self._publish(entries)
         return Registered(tuple(entries), bool(new))
 
     async def remove(self, name: str) -> None:
@@ -87,10 +98,12 @@ class SchemaRegistry:
         Raises:
             RefusedError: there is none of that name (404).
         """
-        async with self._change:
+        async with self._changing():
             entry = self[name]
             del self.entries[name], self.layouts[name]
             await self._withdraw(entry)
+            if self._catalog is not None:
+                self._catalog.remove(_SCHEMA, name)
 
     async def pin(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Pin and encode a schema's units, or those of named modules: all or none.
@@ -98,19 +111,21 @@ class SchemaRegistry:
         Raises:
             RefusedError: a name is unknown (404), or pinning would pass the limit (507).
         """
-        async with self._change:
+        async with self._changing():
             entry = self[name]
             placements = entry.placements_of(modules)
             await self._pin(placements)
             entry.pinned.update(placements)
+            self._publish([entry])
 
     async def unpin(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Let units be dropped again when their blocks are wanted. Raises RefusedError (404)."""
-        async with self._change:
+        async with self._changing():
             entry = self[name]
             placements = entry.placements_of(modules)
             entry.pinned.difference_update(placements)
             await self._unpin_unheld(placements)
+            self._publish([entry])
 
     async def warm(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Encode units now, without pinning them.
@@ -131,6 +146,68 @@ class SchemaRegistry:
         """The engine's counts, and the registry's."""
         stats = await self.link.call("stats", {})
         return {**stats, "schemas": len(self.entries)}
+
+    # -- several front ends ----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Take over what is registered already, and tell engines of it that do not know."""
+        async with self._changing():
+            pass
+
+    async def catch_up(self) -> None:
+        """Take over what other front ends have changed; a query of the catalog where they have not."""
+        if self._catalog is not None and self._catalog.has_changed():
+            async with self._change:
+                await self._take_over(self._catalog)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """The right to change what is registered, here and in the catalog."""
+        async with self._change:
+            if self._catalog is None:
+                yield
+                return
+            async with self._catalog.changing():
+                await self._take_over(self._catalog)
+                if self._catalog.begins_run():
+                    await self._tell_engines()
+                yield
+
+    async def _take_over(self, catalog: Catalog) -> None:
+        found = catalog.entries(_SCHEMA)
+        for name in self.entries.keys() - found.keys():
+            self.entries.pop(name).is_defined = False
+            del self.layouts[name]
+        for name, said in found.items():
+            entry = self.entries.get(name)
+            if entry is None or entry.layout.digest != said["digest"]:
+                if entry is not None:
+                    entry.is_defined = False
+                node = schema_from_plain(said["schema"], name)
+                (layout,) = await self.link.run(partial(self.builder.build, [node]))
+                entry = self.entries[name] = SchemaEntry(layout, said["source"], is_defined=True)
+                self.layouts[name] = layout
+            entry.pinned = {Placement(*placement) for placement in said["pinned"]}
+
+    async def _tell_engines(self) -> None:
+        """Tell engines that have just started what was registered before."""
+        for entry in self.entries.values():
+            await self.link.call("define", {"texts": entry.texts()})
+            if entry.pinned:
+                await self.link.call("pin", {"units": list(entry.pinned)})
+
+    def _publish(self, entries: Iterable[SchemaEntry]) -> None:
+        if self._catalog is not None:
+            said = {
+                entry.name: {
+                    "digest": entry.layout.digest,
+                    "source": entry.source,
+                    "pinned": list(entry.pinned),
+                    "schema": to_plain(entry.layout.node),
+                }
+                for entry in entries
+            }
+            self._catalog.put(_SCHEMA, said)
 
     # -- changes, with the lock held -------------------------------------------------------------
 
@@ -166,6 +243,8 @@ class SchemaRegistry:
     async def _pin(self, placements: list[Placement]) -> None:
         answer = await self.link.call("pin", {"units": placements})
         if not answer["pinned"]:
+            if "engines" in answer:  # some of which may have pinned them
+                await self._unpin_unheld(placements)
             what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
             held, limit = answer["blocks_pinned"], answer["blocks_pin_limit"]
             raise RefusedError(f"{what}: {held} of {limit} blocks are pinned", INSUFFICIENT_STORAGE)

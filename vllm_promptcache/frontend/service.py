@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.frontend.capacity import Capacity
+from vllm_promptcache.frontend.catalog import Catalog
 from vllm_promptcache.frontend.composer import Composer
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.link import EngineLink
@@ -38,10 +39,12 @@ async def open_service(
     """
     config = PromptCacheConfig.from_vllm_config(vllm_config)
     max_model_len = vllm_config.model_config.max_model_len
-    registry = SchemaRegistry(link, LayoutBuilder(encoder, max_model_len, config), config.max_schemas)
+    builder = LayoutBuilder(encoder, max_model_len, config)
+    registry = SchemaRegistry(link, builder, config.max_schemas, Catalog.from_environment())
     capacity = Capacity.from_stats(await registry.stats())
     composer = Composer(
         registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair
     )
+    await registry.open()
     await load_and_pin(registry, schemas)
     return PromptCacheService(config, registry, composer)

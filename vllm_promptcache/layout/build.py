@@ -72,6 +72,7 @@ def build_layout(
         scaffolds=tuple(scaffolds),
         trailing=tuple([(run.token_ids, run.place.label("schema")) for run in root.trailing]),
         encoder=encoder,
+        node=schema,
     )
 
 

@@ -10,7 +10,7 @@ from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import UNKNOWN_SCHEMA, PMLError, unknown
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, ScaffoldLayout
-from vllm_promptcache.pml.nodes import PromptNode
+from vllm_promptcache.pml.nodes import PromptNode, SchemaNode
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class SchemaLayout:
     its context; `unit_places` gives for each the places in `units` of its context and itself.
     `scaffolds` stand in the order in which they are preferred. `trailing` is text behind a pool that has no
     length, as token IDs and what `NewSegment.source` says of them: it is new in every prompt. `digest` is a
-    hex SHA-256 over everything that decides what a prompt becomes.
+    hex SHA-256 over everything that decides what a prompt becomes. `node` is what was laid out.
     """
 
     name: str
@@ -36,6 +36,7 @@ class SchemaLayout:
     scaffolds: tuple[ScaffoldLayout, ...]
     trailing: tuple[tuple[Sequence[int], str], ...]
     encoder: TextEncoder
+    node: SchemaNode
 
     @property
     def num_placeholders(self) -> int:

@@ -13,8 +13,10 @@ from vllm_promptcache.compat import server as compat_server
 from vllm_promptcache.compat.ending import end_calls_with_engine
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import ChatTemplateError, PMLError
+from vllm_promptcache.frontend.catalog import share_catalog
 from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.routing import engine_for
 
 # A child of vLLM's logger, so that it is configured as the others are.
 logger = logging.getLogger("vllm.promptcache")
@@ -24,11 +26,13 @@ def install(vllm_config: Any) -> None:
     """Called where an engine's configuration is made, before anything else is.
 
     Raises:
-        UnsupportedError: there would be more than one front end or engine.
+        UnsupportedError: there would be a front end or an engine that is not reached.
         PMLError: a schema file is wrong. Better now than after the model is loaded.
     """
     serves = compat_server.is_api_server()
     refuse_unsupported(vllm_config, serves=serves)
+    if compat_server.num_api_servers(vllm_config) > 1:
+        share_catalog()
     config = PromptCacheConfig.from_vllm_config(vllm_config)
     schemas = load_schema_files(config.schemas, config)
     from vllm_promptcache.frontend.admission import admit, admit_from_api
@@ -38,26 +42,23 @@ def install(vllm_config: Any) -> None:
     compat_server.prime_detokenizers_with_ends(EXTRA_ARG)
     end_calls_with_engine()
     if serves:
+        compat_server.route_composed_requests(EXTRA_ARG, engine_for)
         compat_server.extend_api_server(_attach, partial(_open, schemas))
 
 
 def refuse_unsupported(vllm_config: Any, *, serves: bool) -> None:
-    """Refuse what would leave schemas known to one process only.
+    """Refuse set-ups in which schemas would not be known wherever requests come.
 
     Raises:
         UnsupportedError: one sentence.
     """
-    parallel = vllm_config.parallel_config
     reason = None
-    if parallel.data_parallel_size > 1:
-        reason = "--data-parallel-size over 1: each engine would need every schema"
-    elif serves and compat_server.num_api_servers(vllm_config) != 1:
-        reason = "more than one API server (--api-server-count) or another front end than Python's"
+    if serves and compat_server.num_api_servers(vllm_config) == 0:
+        reason = "another front end than Python's"
+    elif not serves and vllm_config.parallel_config.data_parallel_size > 1:
+        reason = "data parallelism in a script: it reaches one engine only"
     if reason is not None:
-        raise UnsupportedError(
-            f"--enable-prompt-cache does not work with {reason}: a registered schema is known to one"
-            " process only"
-        )
+        raise UnsupportedError(f"--enable-prompt-cache does not work with {reason}")
 
 
 def _attach(app: Any) -> None:

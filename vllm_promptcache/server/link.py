@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _PAUSE_S = 0.05
+# Of engines that differ, the one that has got furthest is told of.
+_RESIDENCIES = ("absent", "encoding", "resident")
 
 
 class AsyncEngineLink:
@@ -20,10 +22,10 @@ class AsyncEngineLink:
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One of the scheduler's ``prompt_cache`` operations.
 
-        Sent at once: a request that is sent later reaches the engine later.
+        Sent at once to all engines: a request that is sent later reaches them later.
         """
-        answer: dict[str, Any] = await self._core.call_utility_async("prompt_cache", operation, payload)
-        return answer
+        answers = await self._core.call_utility_all_async("prompt_cache", operation, payload)
+        return merge_answers(answers)
 
     async def pause(self) -> None:
         """Wait a moment; the engine runs by itself."""
@@ -32,3 +34,30 @@ class AsyncEngineLink:
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function in a thread."""
         return await asyncio.to_thread(function)
+
+
+def merge_answers(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several engines answer to one call as one answer; of a single engine its own.
+
+    Counts are added up, but for those that are the same everywhere; what is ``pinned`` is so in all engines;
+    a refusal by one is one. ``engines`` has the answers themselves.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    merged: dict[str, Any] = {name: _merge(name, [a[name] for a in answers]) for name in answers[0]}
+    return {**merged, "engines": list(answers)}
+
+
+def _merge(name: str, values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, list):
+        return [_merge(name, list(each)) for each in zip(*values, strict=True)]
+    if isinstance(first, dict):
+        return {key: _merge(key, [value[key] for value in values]) for key in first}
+    if isinstance(first, bool):
+        return all(values)
+    if isinstance(first, int) and name != "block_size":
+        return sum(values)
+    if name == "residency":
+        return max(values, key=_RESIDENCIES.index)
+    return next((value for value in values if value is not None), None)

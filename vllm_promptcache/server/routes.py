@@ -38,14 +38,16 @@ async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
     return json_error(error)
 
 
-def _service(request: Request) -> PromptCacheService:
+async def _service(request: Request) -> PromptCacheService:
+    """The service, knowing what other front ends have changed."""
     service: PromptCacheService = getattr(request.app.state, STATE)
+    await service.registry.catch_up()
     return service
 
 
-def _changeable(request: Request) -> PromptCacheService:
+async def _changeable(request: Request) -> PromptCacheService:
     """The service, where clients may bring and remove schemas. Raises RefusedError (403)."""
-    service = _service(request)
+    service = await _service(request)
     if not service.config.allow_request_schemas:
         raise RefusedError("this server takes no schemas from requests", FORBIDDEN)
     return service
@@ -61,7 +63,7 @@ async def register(request: Request, pin: bool = False) -> JSONResponse:
 
     The body is PML, or JSON with ``pml`` and ``pin``. One schema is answered as itself, several as a list.
     """
-    service = _changeable(request)
+    service = await _changeable(request)
     max_bytes = service.config.max_document_bytes
     document: str | bytes
     if is_json(request):
@@ -80,28 +82,28 @@ async def register(request: Request, pin: bool = False) -> JSONResponse:
 @router.get("/schemas")
 async def list_schemas(request: Request) -> dict[str, Any]:
     """All schemas in short, by name."""
-    entries = _service(request).registry.entries
+    entries = (await _service(request)).registry.entries
     return {"object": "list", "data": [summary(entries[name]) for name in sorted(entries)]}
 
 
 @router.get("/schemas/{name}")
 async def get_schema(request: Request, name: str) -> dict[str, Any]:
     """One schema with its modules, their spans and residency."""
-    service = _service(request)
+    service = await _service(request)
     return await _described(service, service.registry[name])
 
 
 @router.delete("/schemas/{name}")
 async def delete_schema(request: Request, name: str) -> dict[str, Any]:
     """Unregister a schema; its blocks are freed when the last request using them ends."""
-    await _changeable(request).registry.remove(name)
+    await (await _changeable(request)).registry.remove(name)
     return {"object": "prompt_cache.schema", "name": name, "deleted": True}
 
 
 @router.post("/schemas/{name}/{operation}")
 async def change_residency(request: Request, name: str, operation: str) -> Any:
     """``pin``, ``unpin`` or ``warm`` a schema, or the modules named in the body."""
-    service = _service(request)
+    service = await _service(request)
     registry = service.registry
     operations = {"pin": registry.pin, "unpin": registry.unpin, "warm": registry.warm}
     if operation not in operations:
@@ -115,7 +117,7 @@ async def change_residency(request: Request, name: str, operation: str) -> Any:
 async def explain(request: Request) -> Any:
     """The plan of exactly what a chat or completions request would run; a list for several prompts."""
     state = request.app.state
-    max_bytes = _service(request).config.max_document_bytes
+    max_bytes = (await _service(request)).config.max_document_bytes
     prompts = await _explained(state, _object(await read_body(request, 8 * max_bytes)))
     if isinstance(prompts, ErrorResponse):
         return JSONResponse(prompts.model_dump(), status_code=prompts.error.code)
@@ -146,4 +148,4 @@ def _object(body: bytes) -> dict[str, Any]:
 @router.get("/stats")
 async def stats(request: Request) -> dict[str, Any]:
     """Units and blocks by use, limits, and the number of schemas."""
-    return await _service(request).registry.stats()
+    return await (await _service(request)).registry.stats()

@@ -1,0 +1,134 @@
+"""Two front ends of one server: what one registers, the other knows."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tests.byte_tokenizer import CHATML, byte_tokenizer
+from tests.frontend.support import MAX_MODEL_LEN, StoreLink, schema
+from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.frontend.catalog import Catalog
+from vllm_promptcache.frontend.documents import LayoutBuilder
+from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.registry import SchemaRegistry
+from vllm_promptcache.layout.encoder import TextEncoder
+
+TRAVEL = schema("travel", sea="the sea " * 10, snow="the snow " * 10)
+
+
+def registry(link: StoreLink, folder: Path, run: str = "run") -> SchemaRegistry:
+    encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
+    builder = LayoutBuilder(encoder, MAX_MODEL_LEN, PromptCacheConfig())
+    return SchemaRegistry(link, builder, 3, Catalog(folder / "catalog.sqlite3", run))
+
+
+def test_what_one_registers_the_other_knows(tmp_path: Path) -> None:
+    async def go() -> None:
+        link = StoreLink()
+        one, two = registry(link, tmp_path), registry(link, tmp_path)
+        await one.register(TRAVEL, pin=True)
+        await two.catch_up()
+        assert two["travel"].layout.digest == one["travel"].layout.digest
+        assert two["travel"].pinned == one["travel"].pinned and two["travel"].is_defined
+        # The engine was told once.
+        assert link.calls.count("define") == 1
+        assert (await two.register(TRAVEL)).is_new is False
+        await two.remove("travel")
+        await one.catch_up()
+        assert not one.entries and not one.layouts
+        with pytest.raises(RefusedError):
+            await one.remove("travel")
+        assert not link.catalog._holders
+
+    asyncio.run(go())
+
+
+def test_versions_follow_each_other(tmp_path: Path) -> None:
+    async def go() -> None:
+        link = StoreLink()
+        one, two = registry(link, tmp_path), registry(link, tmp_path)
+        await one.register(TRAVEL)
+        await two.catch_up()
+        old = two["travel"]
+        await two.register(TRAVEL.replace("snow", "ice"), pin=True)
+        await one.catch_up()
+        assert one["travel"].layout.digest == two["travel"].layout.digest != old.layout.digest
+        assert not old.is_defined
+        await one.unpin("travel")
+        await two.catch_up()
+        assert not two["travel"].pinned
+
+    asyncio.run(go())
+
+
+def test_changes_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+    async def go() -> None:
+        link = StoreLink()
+        fronts = [registry(link, tmp_path) for _ in range(3)]
+        changes = [front.register(schema(f"s{i}", m="x" * 20)) for i, front in enumerate(fronts)]
+        await asyncio.gather(*changes)
+        with pytest.raises(RefusedError, match="max_schemas"):
+            await fronts[0].register(schema("s3", m="x"))
+        for front in fronts:
+            await front.catch_up()
+            assert sorted(front.entries) == ["s0", "s1", "s2"]
+
+    asyncio.run(go())
+
+
+def test_nothing_is_read_where_nothing_has_changed(tmp_path: Path) -> None:
+    async def go() -> None:
+        link = StoreLink()
+        one, two = registry(link, tmp_path), registry(link, tmp_path)
+        await one.register(TRAVEL)
+        await two.catch_up()
+        entry = two["travel"]
+        two._catalog.entries = None  # type: ignore[method-assign, union-attr, assignment]
+        await two.catch_up()
+        assert two["travel"] is entry
+
+    asyncio.run(go())
+
+
+def test_engines_that_start_again_are_told_once(tmp_path: Path) -> None:
+    async def go() -> None:
+        await registry(StoreLink(), tmp_path).register(TRAVEL, pin=True)
+        link = StoreLink()
+        one, two = registry(link, tmp_path, "next"), registry(link, tmp_path, "next")
+        await one.open()
+        await two.open()
+        assert link.calls == ["define", "pin"]
+        assert two["travel"].is_pinned
+
+    asyncio.run(go())
+
+
+def _hold_and_die(folder: Path, held: multiprocessing.synchronize.Event) -> None:
+    async def go() -> None:
+        async with Catalog(folder / "catalog.sqlite3", "run").changing():
+            held.set()
+            await asyncio.sleep(60)
+
+    asyncio.run(go())
+
+
+def test_a_front_end_that_dies_holds_up_nobody(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    other = context.Process(target=_hold_and_die, args=(tmp_path, held))
+    other.start()
+    assert held.wait(60)
+
+    async def go() -> None:
+        change = asyncio.create_task(registry(StoreLink(), tmp_path).register(TRAVEL))
+        await asyncio.sleep(0.05)
+        assert not change.done()
+        other.kill()
+        assert (await asyncio.wait_for(change, 30)).is_new
+
+    asyncio.run(go())
+    other.join()
