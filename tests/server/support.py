@@ -74,13 +74,28 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Path, log: Path, *arguments: str, api_key: str | None = None, command: Sequence[str] = COMMAND, may_end: bool = False
+    model: Path,
+    log: Path,
+    *arguments: str,
+    api_key: str | None = None,
+    command: Sequence[str] = COMMAND,
+    may_end: bool = False,
 ) -> Iterator[Server]:
     """A server with the prompt cache, once it says that it is ready; unless it ``may_end``, it must not."""
     port = free_port()
     server = Server(f"http://127.0.0.1:{port}", log, api_key)
     given = [*arguments, *(["--api-key", api_key] if api_key else [])]
-    process = start(model, log, "--enable-prompt-cache", "--host", "127.0.0.1", "--port", str(port), *given, command=command)
+    process = start(
+        model,
+        log,
+        "--enable-prompt-cache",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *given,
+        command=command,
+    )
     try:
         wait_until_ready(server, process)
         yield server
@@ -89,7 +104,9 @@ def serving(
         stop(process)
 
 
-def start(model: Path, log: Path, *arguments: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[bytes]:
+def start(
+    model: Path, log: Path, *arguments: str, command: Sequence[str] = COMMAND
+) -> subprocess.Popen[bytes]:
     """Start a server in a process group of its own, which writes to `log`."""
     command = [*command, str(model), *SETTINGS, *arguments]
     with log.open("wb") as output:
