@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vllm_promptcache.config import PromptCacheConfig
-from vllm_promptcache.contract.repair import FULL, NONE, Repair
+from vllm_promptcache.contract.repair import FULL, NONE, Repair, Step
 
 
 @pytest.mark.parametrize(
@@ -13,14 +13,41 @@ from vllm_promptcache.contract.repair import FULL, NONE, Repair
     [
         ("none", NONE, "none"),
         ("full", FULL, "full"),
-        ("link:1", Repair(1), "link:1"),
-        ("link:1024", Repair(1024), "link:1024"),
-        ("tail", Repair(tail=True), "tail"),
-        ("link:16+tail", Repair(16, tail=True), "link:16+tail"),
-        ("tail+link:016", Repair(16, tail=True), "link:16+tail"),
-        ("close", Repair(tail=True, close=True), "close"),
-        ("tail+close", Repair(tail=True, close=True), "close"),
-        ("close+link:4", Repair(4, tail=True, close=True), "link:4+close"),
+        ("link:1", Repair((Step("link", 1),)), "link:1"),
+        ("link:1024", Repair((Step("link", 1024),)), "link:1024"),
+        ("tail", Repair((Step("tail"),)), "tail"),
+        (
+            "link:16+tail",
+            Repair(
+                (
+                    Step("link", 16),
+                    Step("tail"),
+                )
+            ),
+            "link:16+tail",
+        ),
+        (
+            "tail+link:016",
+            Repair(
+                (
+                    Step("link", 16),
+                    Step("tail"),
+                )
+            ),
+            "link:16+tail",
+        ),
+        ("close", Repair((Step("close"),)), "close"),
+        ("tail+close", Repair((Step("close"),)), "close"),
+        (
+            "close+link:4",
+            Repair(
+                (
+                    Step("link", 4),
+                    Step("close"),
+                )
+            ),
+            "link:4+close",
+        ),
     ],
 )
 def test_repairs_are_read_and_written(text: str, repair: Repair, written: str) -> None:

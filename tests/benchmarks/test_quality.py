@@ -99,7 +99,7 @@ class TestWays:
         for name in DEFAULT_WAYS.split(","):
             assert Way.read(name).name == name
         way = Way.read("isolated+link:16")
-        assert (way.base.name, way.repair, way.is_full) == ("isolated", Repair(16), False)
+        assert (way.base.name, way.repair, way.is_full) == ("isolated", Repair.parse("link:16"), False)
         assert Way.read("context+tail+link:8").family == Way.read("context+tail").family == "context+tail"
         assert [w.name for w in read_ways("context, context,full")] == ["full", "context"]
 

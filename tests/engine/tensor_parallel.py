@@ -17,7 +17,8 @@ NUM_TOKENS = 16
 
 
 def plans(model: Path) -> list[Plan]:
-    return [travel(), repaired(travel(), Repair(5, tail=True)), *(plan_named(name, model) for name in NAMES)]
+    linked = repaired(travel(), Repair.parse("link:5+tail"))
+    return [travel(), linked, *(plan_named(name, model) for name in NAMES)]
 
 
 def main(model: str) -> None:

@@ -86,7 +86,7 @@ def report_of(output: Any) -> dict[str, int]:
 
 
 def linked(link_tokens: int, prompt: Plan | None = None) -> Plan:
-    return repaired(prompt or travel(), Repair(link_tokens))
+    return repaired(prompt or travel(), Repair.parse(f"link:{link_tokens}"))
 
 
 # -- heads -----------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_full_attention_is_what_a_repair_of_everything_gives(
     engine: Engine, tiny_model: Path, oracle: Oracle
 ) -> None:
     """Link tokens beyond the longest unit, and the tail of the one that stands first."""
-    full, everything = repaired(travel(), FULL), repaired(travel(), Repair(1024, tail=True))
+    full, everything = repaired(travel(), FULL), repaired(travel(), Repair.parse("link:1024+tail"))
     _, expected = oracle(tiny_model, full, 8)
     for output in engine.ask([full, everything], greedy(8, logprobs=5)):
         assert largest_error(output, expected) < MAX_ERROR

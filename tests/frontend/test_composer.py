@@ -237,7 +237,7 @@ def test_options() -> None:
     assert PromptOptions.from_request({"reuse": False}) == PromptOptions(FULL)
     assert PromptOptions.from_request({"reuse": False, "repair": "full"}) == PromptOptions(FULL)
     assert PromptOptions.from_request({"repair": "none"}) == PromptOptions(NONE)
-    assert PromptOptions.from_request({"repair": "tail+link:8"}) == PromptOptions(Repair(8, tail=True))
+    assert PromptOptions.from_request({"repair": "tail+link:8"}) == PromptOptions(Repair.parse("link:8+tail"))
 
 
 def test_repairs_are_the_request_s_or_the_default() -> None:

@@ -76,7 +76,7 @@ def test_schemas_given_at_the_start_are_pinned(llm: LLM) -> None:
         ({}, "link:5"),
         ({"repair": "none"}, "none"),
         ({"repair": "link:150"}, "link:150"),
-        ({"repair": Repair(7, tail=True)}, "link:7+tail"),
+        ({"repair": Repair.parse("link:7+tail")}, "link:7+tail"),
         ({"reuse": False}, "full"),
     ],
 )

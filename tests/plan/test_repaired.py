@@ -98,6 +98,18 @@ def test_repairs_by_hand(plan: Plan, name: str, expected: list[str]) -> None:
     assert lines(repaired(plan, Repair.parse(name))) == expected
 
 
+def test_of_two_steps_each_makes_new_what_it_makes_of_the_prompt_as_it_is() -> None:
+    """A tail in the middle is new, and what has seen it as it was encoded stays all the same."""
+    after = unit("after", 60, 10, ROOT, A)
+    question = NewSegment([7], 70, "prompt:1")
+    inside = (CachedSegment(ROOT, 0, 4), CachedSegment(A, 0, 10), CachedSegment(ROOT, 4, 6))
+    plan = Plan("s", "digest", (ROOT, A, after), (*inside, CachedSegment(after, 0, 10), question))
+    found = repaired(plan, Repair.parse("link:3+tail"))
+    assert lines(found) == ["root[0:4]", "a[0:10]", "tail:root 2", "after[0:10]", "prompt:1 1"]
+    expected = repaired_by_definition(plan_to_json(plan), "link:3+tail")["segments"]
+    assert without_sources(plan_to_json(found)["segments"]) == without_sources(expected)
+
+
 def test_nothing_is_repaired_by_none() -> None:
     plan = around(A)
     assert repaired(plan, NONE) is plan
@@ -105,7 +117,7 @@ def test_nothing_is_repaired_by_none() -> None:
 
 
 def test_what_is_repaired_is_counted_among_what_is_new() -> None:
-    plan = repaired(around(APART), Repair(3, tail=True))
+    plan = repaired(around(APART), Repair.parse("link:3+tail"))
     assert plan.repaired_ranges == ((0, 3), (3, 5))
     assert (plan.num_repaired_tokens, plan.num_new_tokens, plan.num_cached_tokens) == (5, 6, 11)
     explained = plan_to_json(plan)

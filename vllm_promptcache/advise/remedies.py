@@ -9,16 +9,15 @@ from itertools import combinations
 
 from vllm_promptcache.advise.case import Case
 from vllm_promptcache.advise.changes import checked, encoded, with_scaffold, without_cache
-from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.repair import NONE, TAIL, Repair
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.repairs.repaired import repaired
 
-TAIL = Repair(tail=True)
 # Tried on every question; one that makes the same plans as another before it is left out.
-REPAIRS = (TAIL, Repair(4), Repair(16), Repair(16, tail=True), Repair(64), Repair(64, tail=True))
+REPAIRS = tuple(map(Repair.parse, ("tail", "link:4", "link:16", "link:16+tail", "link:64", "link:64+tail")))
 
 
 @dataclass(frozen=True, eq=False)

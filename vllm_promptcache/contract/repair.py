@@ -1,12 +1,13 @@
-"""Repairs: which tokens of the modules that it includes a request computes anew.
+"""Repairs by name: which tokens of the modules that it includes a request computes anew.
 
-What each means for what a token sees is in docs/semantics.md.
+What each means for what a token sees is in docs/semantics.md; `repairs` carries them out.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Bounds what is kept of each unit for link tokens, beside the KV cache (`blocks.heads`).
 MAX_LINK_TOKENS = 1024
@@ -15,24 +16,26 @@ _ALLOWED = (
     f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'tail', 'close', and 'link:K' with either of"
     " them, as 'link:K+tail'"
 )
-_PART = re.compile(r"(?P<tail>tail)|(?P<close>close)|link:(?P<link>[0-9]{1,9})")
+# Steps that go together, as they are written: the name, and the number that one may have at most.
+_TOGETHER = {"link": MAX_LINK_TOKENS, "tail": None, "close": None}
+_STEP = re.compile(r"(?P<name>[a-z]+)(?::(?P<number>[0-9]{1,9}))?")
+
+
+class Step(NamedTuple):
+    """One of the things that a repair does: its name and, if it takes one, a number."""
+
+    name: str
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.number is None else f"{self.name}:{self.number}"
 
 
 @dataclass(frozen=True)
 class Repair:
-    """A repair; none by default.
+    """A repair as a user names it: steps, each of another name, in the order of writing; none by default."""
 
-    Attributes:
-        link_tokens: how many kept tokens at the head of each unit are computed anew (EPIC's LegoLink).
-        tail: whether what a unit holds behind something else is computed anew.
-        close: whether, besides, what is new behind the last reused token stands right behind it.
-        full: whether everything is computed anew; the others say nothing then.
-    """
-
-    link_tokens: int = 0
-    tail: bool = False
-    full: bool = False
-    close: bool = False
+    steps: tuple[Step, ...] = ()
 
     @classmethod
     def parse(cls, text: object) -> Repair:
@@ -42,30 +45,34 @@ class Repair:
         Raises:
             ValueError: it is none of these; the message names what is allowed.
         """
-        if text == "none":
+        if text == str(NONE):
             return NONE
-        if text == "full":
+        if text == str(FULL):
             return FULL
-        parts = [_PART.fullmatch(part) for part in text.split("+")] if isinstance(text, str) else [None]
-        said = {part.lastgroup: part[part.lastgroup] for part in parts if part and part.lastgroup}
-        if len(said) < len(parts):
+        found = [_STEP.fullmatch(part) for part in text.split("+")] if isinstance(text, str) else [None]
+        steps = {part["name"]: part["number"] for part in found if part}
+        if len(steps) < len(found) or any(
+            name not in _TOGETHER or (number is None) is not (_TOGETHER[name] is None)
+            for name, number in steps.items()
+        ):
             raise ValueError(f"unknown repair {text!r}; allowed are {_ALLOWED}")
-        link = int(said.get("link", 1))
-        if not 1 <= link <= MAX_LINK_TOKENS:
-            raise ValueError(f"repair {text!r}: so many tokens are not allowed; allowed are {_ALLOWED}")
-        return cls(
-            link if "link" in said else 0,
-            tail=not said.keys().isdisjoint({"tail", "close"}),
-            close="close" in said,
-        )
+        said = {name: None if number is None else int(number) for name, number in steps.items()}
+        for name, number in said.items():
+            if number is not None and not 1 <= number <= (_TOGETHER[name] or 0):
+                raise ValueError(f"repair {text!r}: so many tokens are not allowed; allowed are {_ALLOWED}")
+        if "close" in said:
+            said.pop("tail", None)  # which it does as well
+        return cls(tuple(Step(name, said[name]) for name in _TOGETHER if name in said))
+
+    @property
+    def link_tokens(self) -> int:
+        """How many kept tokens at the beginning of each unit are computed anew."""
+        return next((step.number or 0 for step in self.steps if step.name == "link"), 0)
 
     def __str__(self) -> str:
-        if self.full:
-            return "full"
-        parts = [f"link:{self.link_tokens}"] if self.link_tokens else []
-        parts += ["close"] if self.close else ["tail"] if self.tail else []
-        return "+".join(parts) or "none"
+        return "+".join(map(str, self.steps)) or "none"
 
 
 NONE = Repair()
-FULL = Repair(full=True)
+TAIL = Repair((Step("tail"),))
+FULL = Repair((Step("full"),))

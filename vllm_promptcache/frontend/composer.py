@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.repair import FULL, NONE, Repair
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.documents import DocumentMemory, LayoutBuilder, RequestDocument
@@ -139,7 +139,7 @@ class Composer:
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
         # Full attention is what others are compared with: it finds nothing either.
-        history = plan.num_new_tokens if is_later_turn and not repair.full else 0
+        history = plan.num_new_tokens if is_later_turn and repair != FULL else 0
         return ComposedPrompt(plan, entry, min(room, positions), history)
 
     async def _read(self, pml: object) -> tuple[SchemaEntry, PromptNode]:

@@ -10,23 +10,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Segment
+from vllm_promptcache.repairs.tail import Tail
 
 
-def close_up(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments, those behind the last reused one at consecutive positions from its end on.
+class Close(Tail):
+    """What `Tail` makes new; and what is new behind all that is reused closes up."""
 
-    Nothing changes where nothing is reused.
-    """
-    closed: list[Segment] = list(segments)
-    reused = [index for index, segment in enumerate(closed) if isinstance(segment, CachedSegment)]
-    if not reused:
+    def placed(self, segments: Sequence[Segment]) -> Sequence[Segment]:
+        """The segments, those behind the last reused one at consecutive positions from its end on.
+
+        Nothing changes where nothing is reused.
+        """
+        closed: list[Segment] = list(segments)
+        reused = [(index, s) for index, s in enumerate(closed) if isinstance(s, CachedSegment)]
+        if not reused:
+            return closed
+        last, segment_before = reused[-1]
+        position = segment_before.end_position
+        for index in range(last + 1, len(closed)):
+            segment = closed[index]
+            assert isinstance(segment, NewSegment)
+            closed[index] = replace(segment, first_position=position)
+            position += segment.num_tokens
         return closed
-    last = closed[reused[-1]]
-    assert isinstance(last, CachedSegment)
-    position = last.end_position
-    for index in range(reused[-1] + 1, len(closed)):
-        segment = closed[index]
-        assert isinstance(segment, NewSegment)
-        closed[index] = replace(segment, first_position=position)
-        position += segment.num_tokens
-    return closed

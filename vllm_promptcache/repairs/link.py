@@ -6,23 +6,44 @@ rest of the unit is reused as it was encoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vllm_promptcache.contract.plan import CachedSegment, Segment
-from vllm_promptcache.contract.unit import token_after_kept
-from vllm_promptcache.repairs.unseen import renew_unseen
+from vllm_promptcache.contract.unit import Unit, token_after_kept
+from vllm_promptcache.repairs.step import RepairStep
 
 
-def renew_heads(segments: Iterable[Segment], num_tokens: int) -> list[Segment]:
-    """The segments, with the first ``num_tokens`` kept tokens of each unit new.
+@dataclass(frozen=True)
+class Link(RepairStep):
+    """New are the first ``num_tokens`` kept tokens of each unit, counted in the whole unit, whether the
+    prompt includes them all or not.
 
-    Tokens are counted in the whole unit, whether the prompt includes them all or not.
+    A segment stays as it is where all before it is reused, of its own unit or of that unit's context:
+    nothing is before it that it has not seen.
     """
 
-    def renew(segment: CachedSegment) -> list[Segment]:
-        unit, start, end = segment.unit, segment.start, segment.end
-        cut = min(max(token_after_kept(unit.kept, num_tokens), start), end)
-        head = [segment.renew(cut, "link")] if cut > start else []
-        return [*head, segment.part(cut, end)] if cut < end else [*head]
+    num_tokens: int
 
-    return renew_unseen(segments, renew)
+    def renewed(self, segments: Sequence[Segment]) -> list[int]:
+        """What each segment holds of them."""
+        counts = [0] * len(segments)
+        # The units reused so far, with how far from home they stand; None once anything was new.
+        before: dict[tuple[Unit, int], None] | None = {}
+        for index, segment in enumerate(segments):
+            if not isinstance(segment, CachedSegment):
+                before = None
+                continue
+            if before is None or not _has_seen(segment, before):
+                end = token_after_kept(segment.unit.kept, self.num_tokens)
+                counts[index] = min(max(end - segment.start, 0), segment.num_tokens)
+            if counts[index]:
+                before = None
+            elif before is not None:
+                before[segment.unit, segment.moved] = None
+        return counts
+
+
+def _has_seen(segment: CachedSegment, before: dict[tuple[Unit, int], None]) -> bool:
+    unit = segment.unit
+    return all(moved == segment.moved and (other is unit or other in unit.context) for other, moved in before)

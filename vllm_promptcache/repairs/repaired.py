@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from vllm_promptcache.contract.plan import CachedSegment, Plan, Segment
 from vllm_promptcache.contract.repair import FULL, NONE, Repair
 from vllm_promptcache.contract.unit import Unit
-from vllm_promptcache.repairs.close import close_up
-from vllm_promptcache.repairs.link import renew_heads
-from vllm_promptcache.repairs.tail import renew_tails
+from vllm_promptcache.repairs.close import Close
+from vllm_promptcache.repairs.full import Full
+from vllm_promptcache.repairs.link import Link
+from vllm_promptcache.repairs.step import RepairStep
+from vllm_promptcache.repairs.tail import Tail
+
+# Of two steps that make as much of a segment new, the first names it.
+STEPS: dict[str, Callable[..., RepairStep]] = {"full": Full, "tail": Tail, "close": Close, "link": Link}
+
+
+def steps_of(repair: Repair) -> dict[str, RepairStep]:
+    """A repair's steps by their names, in the order of `STEPS`."""
+    numbers = {step.name: () if step.number is None else (step.number,) for step in repair.steps}
+    return {name: make(*numbers[name]) for name, make in STEPS.items() if name in numbers}
 
 
 def repaired(plan: Plan, repair: Repair) -> Plan:
-    """What is asked of the engine instead of a plan that nothing was repaired in (docs/semantics.md)."""
+    """What is asked of the engine instead of a plan that nothing was repaired in (docs/semantics.md).
+
+    New is what any of the repair's steps makes new of the plan as it is.
+    """
     if repair == NONE:
         return plan
-    segments: Sequence[Segment] = plan.segments
-    if repair.full:
-        segments = [s.renew(s.end, "full") if isinstance(s, CachedSegment) else s for s in segments]
-    else:
-        if repair.tail:
-            segments = renew_tails(segments)
-        if repair.link_tokens:
-            segments = renew_heads(segments, repair.link_tokens)
-        if repair.close:
-            segments = close_up(segments)
-    return Plan(plan.schema, plan.digest, _still_used(plan.units, segments), tuple(segments))
+    steps = steps_of(repair)
+    segments: Sequence[Segment] = list(_renewed(plan.segments, steps))
+    for step in steps.values():
+        segments = step.placed(segments)
+    return replace(plan, units=_still_used(plan.units, segments), segments=tuple(segments))
 
 
 def without_reuse(plan: Plan) -> Plan:
     """The plan that reuses nothing: the honest baseline of any comparison."""
     return repaired(plan, FULL)
+
+
+def _renewed(segments: Sequence[Segment], steps: dict[str, RepairStep]) -> Iterator[Segment]:
+    """The segments, of each reused one as many tokens new as the step that makes most of it new says."""
+    counts = {name: step.renewed(segments) for name, step in steps.items()}
+    for index, segment in enumerate(segments):
+        name = max(counts, key=lambda name: counts[name][index])
+        if isinstance(segment, CachedSegment) and (count := counts[name][index]):
+            cut = segment.start + count
+            yield segment.renew(cut, name)
+            if cut < segment.end:
+                yield segment.part(cut, segment.end)
+        else:
+            yield segment
 
 
 def _still_used(units: Iterable[Unit], segments: Iterable[Segment]) -> tuple[Unit, ...]:

@@ -6,23 +6,26 @@ module's text behind an argument or a module inside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from vllm_promptcache.contract.plan import CachedSegment, Segment
 from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.repairs.step import RepairStep
 
 
-def renew_tails(segments: Iterable[Segment]) -> list[Segment]:
-    """The segments, those new that follow another segment of their unit with something else between."""
-    renewed: list[Segment] = []
-    # For each unit where it stands, how many segments there were when the last one of its own was put there.
-    ended: dict[tuple[Unit, int], int] = {}
-    for segment in segments:
-        if isinstance(segment, CachedSegment):
-            unit = segment.unit, segment.position
-            if ended.get(unit, len(renewed)) < len(renewed):
-                renewed.append(segment.renew(segment.end, "tail"))
-                continue
-            ended[unit] = len(renewed) + 1
-        renewed.append(segment)
-    return renewed
+class Tail(RepairStep):
+    """New is a segment before which another of its unit stands, with something else between."""
+
+    def renewed(self, segments: Sequence[Segment]) -> list[int]:
+        """All tokens of such segments."""
+        counts = [0] * len(segments)
+        # For each unit where it stands, the index behind the last segment that follows nothing but its own.
+        ended: dict[tuple[Unit, int], int] = {}
+        for index, segment in enumerate(segments):
+            if isinstance(segment, CachedSegment):
+                unit = segment.unit, segment.position
+                if ended.get(unit, index) < index:
+                    counts[index] = segment.num_tokens
+                else:
+                    ended[unit] = index + 1
+        return counts
