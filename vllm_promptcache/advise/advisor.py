@@ -9,8 +9,8 @@ from vllm_promptcache.advise.advice import Advice, ModuleEffect, RemedyEffect
 from vllm_promptcache.advise.case import Case
 from vllm_promptcache.advise.comparison import Comparison, Difference, Engine
 from vllm_promptcache.advise.remedies import Remedy, SchemaChanges, repairs_for
-from vllm_promptcache.contract.repair import TAIL
 from vllm_promptcache.blocks.geometry import lay_out_unit
+from vllm_promptcache.contract.repair import TAIL
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.nodes import SchemaNode
