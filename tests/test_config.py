@@ -26,6 +26,7 @@ from vllm_promptcache.config import PromptCacheConfig
         ("max_document_bytes", 0, "max_document_bytes is 0, not a positive integer"),
         ("min_free_tokens", True, "min_free_tokens is True, not a positive integer"),
         ("allow_request_schemas", "no", "allow_request_schemas must be true or false"),
+        ("allow_management", "no", "allow_management must be true, false or null"),
         ("repair", None, "repair"),
         ("pin_fractoin", 0.5, "unknown field pin_fractoin"),
     ],

@@ -21,7 +21,9 @@ class PromptCacheConfig:
         max_document_bytes: a larger PML document is refused.
         max_schemas: how many schemas may be registered at once.
         min_free_tokens: positions that a schema leaves free for new text, at least.
-        allow_request_schemas: whether requests and the API may bring schemas.
+        allow_request_schemas: whether requests may bring schemas of their own.
+        allow_management: whether clients may register, remove, pin, unpin and warm schemas over the API;
+            as ``allow_request_schemas`` if it is not given.
         repair: what requests compute anew that do not say it themselves; a string is read as one.
     """
 
@@ -31,6 +33,7 @@ class PromptCacheConfig:
     max_schemas: int = 1000
     min_free_tokens: int = 16
     allow_request_schemas: bool = True
+    allow_management: bool | None = None
     repair: Repair = NONE
 
     def __post_init__(self) -> None:
@@ -46,6 +49,10 @@ class PromptCacheConfig:
                 raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")
         if not isinstance(self.allow_request_schemas, bool):
             raise ValueError("prompt cache config: allow_request_schemas must be true or false")
+        if self.allow_management is None:
+            object.__setattr__(self, "allow_management", self.allow_request_schemas)
+        if not isinstance(self.allow_management, bool):
+            raise ValueError("prompt cache config: allow_management must be true, false or null")
         if not isinstance(self.repair, Repair):
             try:
                 object.__setattr__(self, "repair", Repair.parse(self.repair))

@@ -23,6 +23,7 @@ from vllm_promptcache.frontend.composer import Composer
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.registry import SchemaRegistry
+from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.layout.encoder import TextEncoder
 
 T = TypeVar("T")
@@ -77,6 +78,11 @@ class FrontEnd:
             allow_request_schemas=self.config.allow_request_schemas,
             repair=self.config.repair,
         )
+
+    @property
+    def service(self) -> PromptCacheService:
+        """What HTTP is served with."""
+        return PromptCacheService(self.config, self.registry, self.composer)
 
     def register(self, *documents: str, pin: bool = False) -> list[bool]:
         """Registers documents one by one; whether each was new."""

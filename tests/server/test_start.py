@@ -24,11 +24,12 @@ HUGE = f"<schema name='huge'><module name='m'>{'Ever more words. ' * 800}</modul
 
 @pytest.fixture(scope="module")
 def narrow(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with an API key, no schemas from requests, 51 blocks, and 5 of them for pins."""
+    """A server with an API key, no schemas in requests, 51 blocks, and 5 of them for pins."""
     folder = tmp_path_factory.mktemp("narrow")
     for number, text in enumerate((SMALL, LARGE, HUGE)):
         (folder / f"{number}.xml").write_text(text)
-    config = f'{{"schemas": ["{folder}"], "pin_fraction": 0.1, "allow_request_schemas": false}}'
+    config = f'{{"schemas": ["{folder}"], "pin_fraction": 0.1, "allow_request_schemas": false,'
+    config += ' "allow_management": true}'
     settings = ["--prompt-cache-config", config, "--num-gpu-blocks-override", "52"]
     with serving(tiny_model, folder / "log", *settings, api_key="secret") as server:
         yield server
@@ -77,11 +78,9 @@ def test_schemas_from_requests_are_forbidden(narrow: Server) -> None:
     pml = "<pml><schema name='own'>x</schema><prompt schema='own'/></pml>"
     with narrow.openai() as client, pytest.raises(openai.PermissionDeniedError, match="no schemas"):
         client.completions.create(model="tiny", prompt="Go", extra_body={"pml": pml})
-    with narrow.http() as http:
-        answers = [http.post("/schemas", json={"pml": "<schema name='own'>x</schema>"})]
-        answers.append(http.delete("/schemas/small"))
-        assert [answer.status_code for answer in answers] == [403, 403]
-        assert {answer.json()["error"]["type"] for answer in answers} == {"PermissionDeniedError"}
+    with narrow.http() as http:  # the operator still manages them
+        created = http.post("/schemas", json={"pml": "<schema name='own'>x</schema>"})
+        assert (created.status_code, http.delete("/schemas/own").status_code) == (201, 200)
 
 
 def test_routes_need_the_api_key(narrow: Server) -> None:

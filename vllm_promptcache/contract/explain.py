@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from vllm_promptcache.contract.plan import CachedSegment, Plan, Segment
@@ -10,16 +11,31 @@ from vllm_promptcache.contract.unit import Unit
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan in JSON's types, as `explain --json` and the endpoint of the same name print it."""
-    return {
+    fields, units, segments = plan_parts(plan)
+    return {**fields, "units": list(units), "segments": list(segments)}
+
+
+def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """The plan in JSON's types: its short fields, its units and its segments, one by one."""
+    fields = {
         "schema": plan.schema,
         "digest": plan.digest,
         "num_cached_tokens": plan.num_cached_tokens,
         "num_new_tokens": plan.num_new_tokens,
         "num_repaired_tokens": plan.num_repaired_tokens,
         "next_position": plan.next_position,
-        "units": [_unit(unit, moved) for unit, moved in _placed(plan)],
-        "segments": [_segment(segment) for segment in plan.segments],
     }
+    units = (_unit(unit, moved) for unit, moved in _placed(plan))
+    return fields, units, (_segment(segment) for segment in plan.segments)
+
+
+def plan_size(plan: Plan) -> int:
+    """About how many bytes the plan takes as JSON: at least half of it, and at most four times as many."""
+    num_bytes = 300 + 16 * plan.num_new_tokens + 100 * len(plan.segments)
+    for unit, _ in _placed(plan):
+        num_bytes += 100 + 22 * unit.num_tokens + len(unit.id)
+        num_bytes += sum([len(seen.id) + 4 for seen in unit.context])
+    return num_bytes
 
 
 def _placed(plan: Plan) -> list[tuple[Unit, int]]:

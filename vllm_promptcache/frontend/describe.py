@@ -22,7 +22,7 @@ def summary(entry: SchemaEntry) -> dict[str, Any]:
         "encode": layout.encode,
         "source": entry.source,
         "positions": layout.num_positions,
-        "tokens": sum(module.num_tokens for module in layout.modules),
+        "tokens": entry.num_tokens,
         "pinned": entry.is_pinned,
         "requests": entry.num_requests,
         "num_modules": len(layout.modules) - 1,

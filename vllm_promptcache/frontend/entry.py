@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from vllm_promptcache.blocks.wire import units_to_wire
-from vllm_promptcache.contract.unit import Placement
-from vllm_promptcache.errors import unknown
+from vllm_promptcache.contract.unit import Placement, Unit
+from vllm_promptcache.errors import quote, unknown
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
 from vllm_promptcache.layout.parts import ModuleLayout
 from vllm_promptcache.layout.schema import SchemaLayout
@@ -60,19 +60,28 @@ class SchemaEntry:
         """
         if modules is None:
             return list(self.placements)
-        return [self._placement_of(name) for name in modules]
+        return [self._placement_of(name) for name in dict.fromkeys(modules)]
 
     def _placement_of(self, name: str) -> Placement:
         found = self._by_path.get(name)
         if found is not None and found.unit is not None:
             return found.unit.placement
-        for scaffold in self.layout.scaffolds:
-            if scaffold.unit.id == name:
-                return scaffold.unit.placement
+        if name in self._by_id:
+            return self._by_id[name].placement
         if found is not None:
-            raise RefusedError(f"module {name!r} has no cached text of its own", field="modules")
+            raise RefusedError(f"module {quote(name)} has no cached text of its own", field="modules")
         message = unknown("module", name, self._by_path)
         raise RefusedError(f"schema {self.name!r}: {message}", NOT_FOUND, field="modules")
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """How many tokens its cached text has."""
+        return sum(module.num_tokens for module in self.layout.modules)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Unit]:
+        """Scaffolds' units by their ids."""
+        return {scaffold.unit.id: scaffold.unit for scaffold in reversed(self.layout.scaffolds)}
 
     @cached_property
     def _by_path(self) -> dict[str, ModuleLayout]:

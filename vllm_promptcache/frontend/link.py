@@ -7,6 +7,11 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+# What is no longer is read at once, by whoever has it: a thread would take longer.
+SMALL_CHARACTERS = 8 * 1024
+# The same for what is worked out for each of a schema's modules.
+SMALL_MODULES = 128
+
 
 class EngineLink(Protocol):
     """The engine, as the front end needs it."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.errors import unknown
@@ -20,6 +20,12 @@ from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
 
 _SCHEMA = "schema"
+
+# Units of one call to the engine, which answers between two steps: others have their turn between calls.
+TOLD_AT_ONCE = 512
+ENCODED_AT_ONCE = 64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class SchemaRegistry:
             new = [entry for entry in entries if not entry.is_defined]
             self._refuse_too_many(new)
             for entry in new:
-                await self.link.call("define", {"texts": entry.texts()})
+                await self._define(entry)
             if pin:
                 await self._pin_all(entries, new)
             for entry in new:
@@ -128,24 +134,39 @@ class SchemaRegistry:
             self._publish([entry])
 
     async def warm(self, name: str, modules: Iterable[str] | None = None) -> None:
-        """Encode units now, without pinning them.
+        """Encode units now, without pinning them: a few at once, so that requests have their turn between.
 
         Raises:
             RefusedError: a name is unknown (404), or the KV cache is too small to encode them (507).
         """
-        answer = await self.link.call("warm", {"units": self[name].placements_of(modules)})
-        if answer["refused"]:
-            raise RefusedError(f"these modules cannot be encoded: {answer['refused']}", INSUFFICIENT_STORAGE)
+        placements = self[name].placements_of(modules)
+        before: Sequence[Placement] = ()
+        for units in _slices(placements, ENCODED_AT_ONCE):
+            await self._wait_until_encoded(before)
+            answer = await self.link.call("warm", {"units": units})
+            if refused := answer["refused"]:
+                raise RefusedError(f"these modules cannot be encoded: {refused}", INSUFFICIENT_STORAGE)
+            before = units
 
     async def status(self, entry: SchemaEntry) -> dict[Placement, Mapping[str, Any]]:
         """Residency, blocks and users of a schema's units."""
-        units = (await self.link.call("status", {"units": list(entry.placements)}))["units"]
-        return dict(zip(entry.placements, units, strict=True))
+        return await self._status(entry.placements)
 
     async def stats(self) -> dict[str, Any]:
         """The engine's counts, and the registry's."""
         stats = await self.link.call("stats", {})
         return {**stats, "schemas": len(self.entries)}
+
+    async def _status(self, placements: Sequence[Placement]) -> dict[Placement, Mapping[str, Any]]:
+        found: dict[Placement, Mapping[str, Any]] = {}
+        for units in _slices(placements, TOLD_AT_ONCE):
+            answer = await self.link.call("status", {"units": units})
+            found.update(zip(units, answer["units"], strict=True))
+        return found
+
+    async def _wait_until_encoded(self, placements: Sequence[Placement]) -> None:
+        while any(unit["residency"] == "encoding" for unit in (await self._status(placements)).values()):
+            await self.link.pause()
 
     # -- several front ends ----------------------------------------------------------------------
 
@@ -192,7 +213,7 @@ class SchemaRegistry:
     async def _tell_engines(self) -> None:
         """Tell engines that have just started what was registered before."""
         for entry in self.entries.values():
-            await self.link.call("define", {"texts": entry.texts()})
+            await self._define(entry)
             if entry.pinned:
                 await self.link.call("pin", {"units": list(entry.pinned)})
 
@@ -223,6 +244,17 @@ class SchemaRegistry:
             what = f"there would be {num_schemas} schemas; max_schemas is {self.max_schemas}"
             raise RefusedError(f"{what}: delete some first", CONFLICT)
 
+    async def _define(self, entry: SchemaEntry) -> None:
+        """Tell the engine of a schema's units, which then has them until it forgets them."""
+        texts = await self.link.run(entry.texts)
+        for digests in _slices(list(texts), TOLD_AT_ONCE):
+            await self.link.call("define", {"texts": {digest: texts[digest] for digest in digests}})
+
+    async def _forget(self, entry: SchemaEntry) -> None:
+        once = list({placement.digest: placement for placement in entry.placements}.values())
+        for units in _slices(once, TOLD_AT_ONCE):
+            await self.link.call("forget", {"units": units})
+
     async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
         """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
         replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
@@ -235,7 +267,7 @@ class SchemaRegistry:
             if freed:
                 await self.link.call("pin", {"units": freed})
             for entry in new:
-                await self.link.call("forget", {"units": list(entry.placements)})
+                await self._forget(entry)
             raise
         for entry in entries:
             entry.pinned.update(entry.placements)
@@ -253,7 +285,7 @@ class SchemaRegistry:
         entry.is_defined = False
         held, entry.pinned = entry.pinned, set()
         await self._unpin_unheld(held)
-        await self.link.call("forget", {"units": list(entry.placements)})
+        await self._forget(entry)
 
     async def _unpin_unheld(self, placements: Iterable[Placement]) -> None:
         """Unpin units, but for those that another schema has pinned."""
@@ -268,3 +300,8 @@ class SchemaRegistry:
         entries = [entry for entry in self.entries.values() if entry not in besides]
         held = {placement for entry in entries for placement in entry.pinned}
         return [placement for placement in placements if placement not in held]
+
+
+def _slices(items: Sequence[T], num_items: int) -> Iterator[list[T]]:
+    """The items in order, at most so many at once."""
+    return (list(items[first : first + num_items]) for first in range(0, len(items), num_items))

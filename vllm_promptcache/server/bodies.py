@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_promptcache.errors import TOO_LARGE
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.link import SMALL_CHARACTERS, EngineLink
+from vllm_promptcache.pml.limits import DEFAULT_LIMITS
 from vllm_promptcache.server.errors import wrong_body
 
 # JSON may write a character in up to six times the bytes it has in UTF-8: as \u00xx.
 _JSON_GROWTH = 6
 _JSON_EXTRA = 4096
+# What is named in one body: a schema has no more modules and scaffolds, and paths of a usual length.
+MAX_NAMES = DEFAULT_LIMITS.max_modules + DEFAULT_LIMITS.max_scaffolds
+MAX_NAMES_BYTES = 128 * MAX_NAMES
 
 
 class SchemaBody(BaseModel):
@@ -31,9 +38,10 @@ class ModulesBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    modules: list[str] | None = None
+    modules: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
 
 
+T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -52,13 +60,35 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-async def read_json(request: Request, model: type[Body], max_document_bytes: int) -> Body:
-    """A JSON body with a document in it. Raises RefusedError."""
-    body = await read_body(request, max_document_bytes * _JSON_GROWTH + _JSON_EXTRA)
+def json_bytes(max_document_bytes: int) -> int:
+    """How long a JSON body may be that holds a document."""
+    return max_document_bytes * _JSON_GROWTH + _JSON_EXTRA
+
+
+async def read_json(request: Request, model: type[Body], max_bytes: int, link: EngineLink) -> Body:
+    """A JSON body of at most so many bytes. Raises RefusedError."""
+    body = await read_body(request, max_bytes)
     try:
-        return model.model_validate_json(body or b"{}")
+        return await _read(body, lambda: model.model_validate_json(body or b"{}"), link)
     except ValidationError as error:
         raise wrong_body(error) from None
+
+
+async def read_object(request: Request, max_bytes: int, link: EngineLink) -> dict[str, Any]:
+    """A body that is any JSON object. Raises RefusedError."""
+    body = await read_body(request, max_bytes)
+    try:
+        value = await _read(body, lambda: json.loads(body), link)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RefusedError("the body must be a JSON object")
+    return value
+
+
+async def _read(body: bytes, read: Callable[[], T], link: EngineLink) -> T:
+    """Read a long body where others do not wait for it."""
+    return read() if len(body) <= SMALL_CHARACTERS else await link.run(read)
 
 
 def is_json(request: Request) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -11,6 +12,8 @@ T = TypeVar("T")
 _PAUSE_S = 0.05
 # Of engines that differ, the one that has got furthest is told of.
 _RESIDENCIES = ("absent", "encoding", "resident")
+# Long work shares one lock with the event loop: more threads would only take more of its turns.
+_NUM_THREADS = 2
 
 
 class AsyncEngineLink:
@@ -18,6 +21,7 @@ class AsyncEngineLink:
 
     def __init__(self, engine_client: Any) -> None:
         self._core = engine_client.engine_core
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prompt-cache")
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One of the scheduler's ``prompt_cache`` operations.
@@ -32,8 +36,8 @@ class AsyncEngineLink:
         await asyncio.sleep(_PAUSE_S)
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a function in a thread."""
-        return await asyncio.to_thread(function)
+        """Run a function in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
 def merge_answers(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:

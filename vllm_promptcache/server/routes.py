@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import FORBIDDEN, NOT_FOUND, RefusedError
 from vllm_promptcache.frontend.service import PromptCacheService
-from vllm_promptcache.server.bodies import ModulesBody, SchemaBody, is_json, read_body, read_json
+from vllm_promptcache.server.answers import answer_modules, answer_plans
+from vllm_promptcache.server.bodies import (
+    MAX_NAMES_BYTES,
+    ModulesBody,
+    SchemaBody,
+    is_json,
+    json_bytes,
+    read_body,
+    read_json,
+    read_object,
+)
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
+from vllm_promptcache.server.connection import while_connected
 from vllm_promptcache.server.errors import json_error, wrong_body
 
 STATE = "prompt_cache"
@@ -45,38 +54,44 @@ async def _service(request: Request) -> PromptCacheService:
     return service
 
 
-async def _changeable(request: Request) -> PromptCacheService:
-    """The service, where clients may bring and remove schemas. Raises RefusedError (403)."""
+async def _managed(request: Request) -> PromptCacheService:
+    """The service, where clients may manage schemas. Raises RefusedError (403)."""
     service = await _service(request)
-    if not service.config.allow_request_schemas:
-        raise RefusedError("this server takes no schemas from requests", FORBIDDEN)
+    if not service.config.allow_management:
+        raise RefusedError("this server's schemas are not managed over the API", FORBIDDEN)
     return service
 
 
-async def _described(service: PromptCacheService, entry: SchemaEntry) -> dict[str, Any]:
-    return details(entry, await service.registry.status(entry))
+async def _answer(service: PromptCacheService, *entries: SchemaEntry, status_code: int = 200) -> Response:
+    """One schema as itself, several as a list."""
+    described = [(entry, await service.registry.status(entry)) for entry in entries]
+
+    def make() -> Any:
+        found = [details(entry, status) for entry, status in described]
+        return found[0] if len(found) == 1 else {"object": "list", "data": found}
+
+    num_modules = sum(len(entry.layout.modules) for entry in entries)
+    return await answer_modules(service.registry.link, num_modules, make, status_code)
 
 
 @router.post("/schemas", status_code=201)
-async def register(request: Request, pin: bool = False) -> JSONResponse:
+async def register(request: Request, pin: bool = False) -> Response:
     """Register the schemas of a document: 201, or 200 where all of them are known as they are.
 
     The body is PML, or JSON with ``pml`` and ``pin``. One schema is answered as itself, several as a list.
     """
-    service = await _changeable(request)
+    service = await _managed(request)
     max_bytes = service.config.max_document_bytes
     document: str | bytes
     if is_json(request):
-        body = await read_json(request, SchemaBody, max_bytes)
+        body = await read_json(request, SchemaBody, json_bytes(max_bytes), service.registry.link)
         if body.ttl is not None:
             raise RefusedError("ttl is not supported yet", field="ttl")
         document, pin, where = body.pml, body.pin or pin, "pml"
     else:
         document, where = await read_body(request, max_bytes), "body"
     registered = await service.registry.register(document, where=where, pin=pin)
-    described = [await _described(service, entry) for entry in registered.entries]
-    answer = described[0] if len(described) == 1 else {"object": "list", "data": described}
-    return JSONResponse(answer, status_code=201 if registered.is_new else 200)
+    return await _answer(service, *registered.entries, status_code=201 if registered.is_new else 200)
 
 
 @router.get("/schemas")
@@ -87,42 +102,44 @@ async def list_schemas(request: Request) -> dict[str, Any]:
 
 
 @router.get("/schemas/{name}")
-async def get_schema(request: Request, name: str) -> dict[str, Any]:
+async def get_schema(request: Request, name: str) -> Response:
     """One schema with its modules, their spans and residency."""
     service = await _service(request)
-    return await _described(service, service.registry[name])
+    return await _answer(service, service.registry[name])
 
 
 @router.delete("/schemas/{name}")
 async def delete_schema(request: Request, name: str) -> dict[str, Any]:
     """Unregister a schema; its blocks are freed when the last request using them ends."""
-    await (await _changeable(request)).registry.remove(name)
+    await (await _managed(request)).registry.remove(name)
     return {"object": "prompt_cache.schema", "name": name, "deleted": True}
 
 
 @router.post("/schemas/{name}/{operation}")
-async def change_residency(request: Request, name: str, operation: str) -> Any:
+async def change_residency(request: Request, name: str, operation: str) -> Response:
     """``pin``, ``unpin`` or ``warm`` a schema, or the modules named in the body."""
-    service = await _service(request)
+    service = await _managed(request)
     registry = service.registry
     operations = {"pin": registry.pin, "unpin": registry.unpin, "warm": registry.warm}
     if operation not in operations:
         raise RefusedError(unknown("operation", operation, operations), NOT_FOUND)
-    body = await read_json(request, ModulesBody, service.config.max_document_bytes)
-    await operations[operation](name, body.modules)
-    return await _described(service, registry[name])
+    body = await read_json(request, ModulesBody, MAX_NAMES_BYTES, registry.link)
+    change = operations[operation](name, body.modules)
+    # What changes is all or nothing; encoding ahead is nobody's once its client is gone.
+    await (while_connected(request, change) if operation == "warm" else change)
+    return await _answer(service, registry[name])
 
 
 @router.post("/explain")
-async def explain(request: Request) -> Any:
+async def explain(request: Request) -> Response:
     """The plan of exactly what a chat or completions request would run; a list for several prompts."""
-    state = request.app.state
-    max_bytes = (await _service(request)).config.max_document_bytes
-    prompts = await _explained(state, _object(await read_body(request, 8 * max_bytes)))
+    service, state = await _service(request), request.app.state
+    link = service.registry.link
+    body = await read_object(request, json_bytes(service.config.max_document_bytes), link)
+    prompts = await _explained(state, body)
     if isinstance(prompts, ErrorResponse):
         return JSONResponse(prompts.model_dump(), status_code=prompts.error.code)
-    plans = [plan_to_json(prompt.plan) for prompt in prompts]
-    return JSONResponse(plans[0] if len(plans) == 1 else plans)
+    return await answer_plans(link, [prompt.plan for prompt in prompts])
 
 
 async def _explained(state: Any, body: dict[str, Any]) -> Any:
@@ -133,16 +150,6 @@ async def _explained(state: Any, body: dict[str, Any]) -> Any:
     except ValidationError as error:
         raise wrong_body(error) from None
     return await state.openai_serving_completion.explain(completion)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RefusedError("the body must be a JSON object")
-    return value
 
 
 @router.get("/stats")
