@@ -134,6 +134,7 @@ def _note_settings(args: argparse.Namespace, model: str, out: Path) -> None:
         "model": Path(model).name if "/" in model else model,
         "data": args.data.name,
         "data_sha256": sha256(args.data.read_bytes()).hexdigest(),
+        "order": "shuffled by question",
         "place": args.place,
         "left_out": args.left_out,
         "max_tokens": args.max_tokens,

@@ -53,13 +53,13 @@ def measure(
     """Ask each question in all ways that ``rows`` does not hold; full prefill always, to compare with."""
     done = {(row["way"], row["id"]) for row in rows.rows}
     bench: Bench | None = None
-    digest = None
+    passages = None
     for number, question in enumerate(questions, 1):
         missing = [way for way in ways if (way, question.id) not in done]
         if not missing:
             continue
-        if digest != question.passages_digest:
-            digest = question.passages_digest
+        if passages != question.passages:
+            passages = question.passages
             modules = Modules.of(maker.plan(question, "context"))
             others = next(q for q in company if not set(q.passages) & set(question.passages))
             stranger = Modules.of(maker.plan(others, "context"))

@@ -79,7 +79,7 @@ class Quality:
 
     def _one_for_each_prefix(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """One full prefill for each set of passages: the others find its states."""
-        found = {p.question.passages_digest: p for p in reversed(prompts) if p.way.is_full}
+        found = {p.question.passages: p for p in reversed(prompts) if p.way.is_full}
         return list(found.values())
 
     def _asks(self, prompts: Sequence[Prompt]) -> Iterator[Ask]:

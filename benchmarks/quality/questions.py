@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -32,7 +33,8 @@ class Question:
     """A question over passages; any of ``answers`` is right, the first one is the gold answer.
 
     ``left_out`` are passages that the schema holds and the prompt does not include, each with the number of
-    the passage that it stands before.
+    the passage that it stands before. ``filed`` are the passages in the order of the file,
+    if that is another.
     """
 
     id: str
@@ -40,11 +42,13 @@ class Question:
     question: str
     answers: tuple[str, ...]
     left_out: LeftOut = ()
+    filed: tuple[Passage, ...] = ()
 
     @property
     def passages_digest(self) -> str:
-        """The same for questions over the same passages."""
-        return sha256(json.dumps([[p.title, p.text] for p in self.passages]).encode()).hexdigest()
+        """The same for questions over the same passages, whatever order they are asked over."""
+        filed = self.filed or self.passages
+        return sha256(json.dumps([[p.title, p.text] for p in filed]).encode()).hexdigest()
 
     @property
     def part(self) -> str:
@@ -58,6 +62,9 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """The questions of a JSONL file: ``id``, ``contexts`` (``title``, ``text``), ``question``, ``answers``.
 
+    Passages are shuffled by the question's ID: files have their first questions answered in the first
+    passage, which is encoded in sight of all that is before it.
+
     Raises:
         ValueError: a line is no such question, or there is none.
     """
@@ -65,7 +72,7 @@ def read_questions(path: Path) -> list[Question]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
             try:
-                questions.append(_question(json.loads(line)))
+                questions.append(shuffled(_question(json.loads(line))))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: no question over passages: {error!r}") from error
     if not questions:
@@ -79,6 +86,13 @@ def _question(row: dict[str, object]) -> Question:
         raise ValueError("contexts and answers must be lists that hold something")
     passages = tuple(Passage(str(c.get("title", "")), str(c["text"])) for c in contexts)
     return Question(str(row["id"]), passages, str(row["question"]), tuple(map(str, answers)))
+
+
+def shuffled(question: Question) -> Question:
+    """The question over the same passages in an order of its own, always the same."""
+    passages = list(question.passages)
+    random.Random(question.id).shuffle(passages)
+    return replace(question, passages=tuple(passages), filed=question.filed or question.passages)
 
 
 def select(

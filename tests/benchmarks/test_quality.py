@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from benchmarks.quality.questions import (
     read_questions,
     read_span,
     select,
+    shuffled,
 )
 from benchmarks.quality.rows import FirstTokens, Rows
 from benchmarks.quality.summary import panels, summarize, tables
@@ -52,7 +54,23 @@ class TestQuestions:
         row = {"id": 1, "contexts": [{"text": "x"}, {"title": "T", "text": "y"}], "question": "q"}
         path.write_text(json.dumps({**row, "answers": ["a", 1947]}) + "\n\n", encoding="utf-8")
         (found,) = read_questions(path)
-        assert found == Question("1", (Passage("", "x"), Passage("T", "y")), "q", ("a", "1947"))
+        passages = (Passage("", "x"), Passage("T", "y"))
+        assert found == shuffled(Question("1", passages, "q", ("a", "1947")))
+        assert (set(found.passages), found.filed) == (set(passages), passages)
+
+    def test_passages_are_shuffled_with_a_seed_of_each_question(self, tmp_path: Path) -> None:
+        """Files have the first questions of a set answered in its first passage."""
+        path = tmp_path / "set.jsonl"
+        contexts = [{"text": f"passage {i}"} for i in range(5)]
+        rows = [{"id": f"q{i}", "contexts": contexts, "question": "?", "answers": ["a"]} for i in range(200)]
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        asked = read_questions(path)
+        assert asked == read_questions(path)
+        places = Counter(q.passages.index(Passage("", "passage 0")) for q in asked)
+        assert set(places) == set(range(5)) and max(places.values()) < 60
+        # Still one set of passages: of one part, asked one after another.
+        assert len({(q.passages_digest, q.part) for q in asked}) == 1
+        assert len({q.passages for q in asked}) > 50
 
     @pytest.mark.parametrize("line", ["", "{}", "nonsense", '{"id": 1, "contexts": [], "answers": ["a"]}'])
     def test_refused(self, tmp_path: Path, line: str) -> None:
