@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -20,16 +22,26 @@ from vllm_promptcache.layout.encoder import TextEncoder
 TRAVEL = schema("travel", sea="the sea " * 10, snow="the snow " * 10)
 
 
-def registry(link: StoreLink, folder: Path, run: str = "run") -> SchemaRegistry:
-    encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
-    builder = LayoutBuilder(encoder, MAX_MODEL_LEN, PromptCacheConfig())
-    return SchemaRegistry(link, builder, 3, Catalog(folder / "catalog.sqlite3", run))
+@pytest.fixture
+def open_catalog(tmp_path: Path) -> Iterator[Callable[[str], Catalog]]:
+    with ExitStack() as opened:
+        yield lambda run: opened.enter_context(closing(Catalog(tmp_path / "catalog.sqlite3", run)))
 
 
-def test_what_one_registers_the_other_knows(tmp_path: Path) -> None:
+@pytest.fixture
+def registry(open_catalog: Callable[[str], Catalog]) -> Callable[..., SchemaRegistry]:
+    def make(link: StoreLink, run: str = "run") -> SchemaRegistry:
+        encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
+        builder = LayoutBuilder(encoder, MAX_MODEL_LEN, PromptCacheConfig())
+        return SchemaRegistry(link, builder, 3, open_catalog(run))
+
+    return make
+
+
+def test_what_one_registers_the_other_knows(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
         link = StoreLink()
-        one, two = registry(link, tmp_path), registry(link, tmp_path)
+        one, two = registry(link), registry(link)
         await one.register(TRAVEL, pin=True)
         await two.catch_up()
         assert two["travel"].layout.digest == one["travel"].layout.digest
@@ -47,10 +59,10 @@ def test_what_one_registers_the_other_knows(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_versions_follow_each_other(tmp_path: Path) -> None:
+def test_versions_follow_each_other(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
         link = StoreLink()
-        one, two = registry(link, tmp_path), registry(link, tmp_path)
+        one, two = registry(link), registry(link)
         await one.register(TRAVEL)
         await two.catch_up()
         old = two["travel"]
@@ -65,10 +77,10 @@ def test_versions_follow_each_other(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_changes_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+def test_changes_at_once_are_one_after_the_other(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
         link = StoreLink()
-        fronts = [registry(link, tmp_path) for _ in range(3)]
+        fronts = [registry(link) for _ in range(3)]
         changes = [front.register(schema(f"s{i}", m="x" * 20)) for i, front in enumerate(fronts)]
         await asyncio.gather(*changes)
         with pytest.raises(RefusedError, match="max_schemas"):
@@ -80,10 +92,10 @@ def test_changes_at_once_are_one_after_the_other(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_nothing_is_read_where_nothing_has_changed(tmp_path: Path) -> None:
+def test_nothing_is_read_where_nothing_has_changed(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
         link = StoreLink()
-        one, two = registry(link, tmp_path), registry(link, tmp_path)
+        one, two = registry(link), registry(link)
         await one.register(TRAVEL)
         await two.catch_up()
         entry = two["travel"]
@@ -94,11 +106,11 @@ def test_nothing_is_read_where_nothing_has_changed(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_engines_that_start_again_are_told_once(tmp_path: Path) -> None:
+def test_engines_that_start_again_are_told_once(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        await registry(StoreLink(), tmp_path).register(TRAVEL, pin=True)
+        await registry(StoreLink()).register(TRAVEL, pin=True)
         link = StoreLink()
-        one, two = registry(link, tmp_path, "next"), registry(link, tmp_path, "next")
+        one, two = registry(link, "next"), registry(link, "next")
         await one.open()
         await two.open()
         assert link.calls == ["define", "pin"]
@@ -116,7 +128,9 @@ def _hold_and_die(folder: Path, held: multiprocessing.synchronize.Event) -> None
     asyncio.run(go())
 
 
-def test_a_front_end_that_dies_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_front_end_that_dies_holds_up_nobody(
+    registry: Callable[..., SchemaRegistry], tmp_path: Path
+) -> None:
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     other = context.Process(target=_hold_and_die, args=(tmp_path, held))
@@ -124,7 +138,7 @@ def test_a_front_end_that_dies_holds_up_nobody(tmp_path: Path) -> None:
     assert held.wait(60)
 
     async def go() -> None:
-        change = asyncio.create_task(registry(StoreLink(), tmp_path).register(TRAVEL))
+        change = asyncio.create_task(registry(StoreLink()).register(TRAVEL))
         await asyncio.sleep(0.05)
         assert not change.done()
         other.kill()

@@ -60,6 +60,11 @@ class Catalog:
         path = os.environ.get(CATALOG_VARIABLE)
         return cls(Path(path), os.environ.get(RUN_VARIABLE, "")) if path else None
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+        self._lock.close()
+
     def has_changed(self) -> bool:
         """Whether another process has written since this one last asked for all entries."""
         return self._version() != self._seen
