@@ -46,7 +46,7 @@ def test_check_says_what_it_has_seen(folder: Path, capsys: pytest.CaptureFixture
 def test_check_reports_every_mistake_of_every_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "ask.xml").write_text(PROMPT.replace("alps", "apls").replace("days", "day"))
     (folder / "broken.pml").write_text("<schema name='s'>")
-    (folder / "many.pml").write_text("<pml><schema name='user'/><schema nam='b'/></pml>")
+    (folder / "many.pml").write_text("<pml><schema name='a/b'/><schema nam='b'/></pml>")
     (folder / "twin.pml").write_text("<schema name='travel'/>")
     (folder / "other.xml").write_text("<prompt schema='travle'/>")
     assert (
@@ -57,8 +57,8 @@ def test_check_reports_every_mistake_of_every_file(folder: Path, capsys: pytest.
     assert out == "travel.pml: schema travel, 3 modules\n"
     assert err.splitlines() == [
         "broken.pml:1:18: schema[s]: not well-formed XML: no element found",
-        "many.pml:1:14: pml/schema[user]/@name: 'user' is the name of a PML element and cannot be used as a name",
-        "many.pml:1:35: pml/schema/@nam: unknown attribute 'nam'; did you mean 'name'?",
+        "many.pml:1:14: pml/schema[a/b]/@name: the name 'a/b' of a schema has a '/'",
+        "many.pml:1:34: pml/schema/@nam: unknown attribute 'nam'; did you mean 'name'?",
         "twin.pml:1:9: schema[travel]/@name: another document has a schema 'travel'",
         "none.pml:1:1: /: cannot be read: No such file or directory",
         "ask.xml:1:31: prompt/plan/@day: unknown parameter 'day'; did you mean 'days'?",

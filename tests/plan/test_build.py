@@ -423,14 +423,22 @@ def test_the_tail_comes_after_everything() -> None:
 ERRORS = {
     "<mm/>": ["20: prompt/mm: unknown module 'mm'; did you mean 'm'?"],
     "<m r='x'><zz/></m>": ["29: prompt/m/zz: unknown module 'zz'"],
-    "<n/>": ["20: prompt/n: unknown module 'n'"],
+    "<n/>": [
+        "20: prompt/n: unknown module 'n'; it is in 'm': put it there, or write <use module=\"m/n\"/> directly in"
+        " the prompt"
+    ],
     '<m q="x" pp="y"/>': [
         "20: prompt/m: parameter 'r' of module 'm' is required",
         "23: prompt/m/@q: unknown parameter 'q'",
         "29: prompt/m/@pp: unknown parameter 'pp'; did you mean 'p'?",
     ],
-    '<m r="" p="abcd"/>': ["28: prompt/m/@p: the argument for parameter 'p' has 4 tokens; 3 fit"],
-    '<m r=""/><m r=""/>': ["29: prompt/m: module 'm' is included twice"],
+    '<m r="k" p="abcd"/>': ["29: prompt/m/@p: the argument for parameter 'p' has 4 tokens; 3 fit"],
+    '<m r=""/><m r="x"/>': [
+        "20: prompt/m: parameter 'r' of module 'm' is required",
+        "29: prompt/m: module 'm' is included twice",
+    ],
+    '<m r=" "/>': ["20: prompt/m: parameter 'r' of module 'm' is required"],
+    '<m r="k"/><m r="k"/>': ["30: prompt/m: module 'm' is included twice"],
     "<a/><b/>": ["24: prompt/b: 'b' and 'a' are members of one union: choose one"],
     "<u><a/></u><b/>": ["31: prompt/b: 'b' and 'a' are members of one union: choose one"],
     "<u><a/><b/></u>": ["27: prompt/u/b: 'b' and 'a' are members of one union: choose one"],

@@ -156,20 +156,29 @@ NAMES = {
     SCHEMA + '<module name="a"><param name="p" len="3" placeholder="pad"/></module></schema>': [
         "1:59: schema[s]/module[a]/param[p]/@placeholder: 'placeholder' is 'pad'; allowed are 'unk', 'none'"
     ],
-    SCHEMA + '<module name="a"><param name="space" len="3"/></module></schema>': [
-        "1:42: schema[s]/module[a]/param[space]/@name: 'space' is an attribute of every element and cannot name a"
-        " parameter"
-    ],
     SCHEMA + '<module name="a" src="a.txt"/></schema>': [
         "1:35: schema[s]/module[a]/@src: 'src' is allowed only in schemas that are loaded from disk"
     ],
     # Names
-    '<schema name="my schema"/>': [
-        "1:9: schema[my schema]/@name: 'my schema' is not a name: it needs letters, digits, '_', '.', '-', and a"
-        " letter or '_' first"
+    '<schema name="a/b"/>': ["1:9: schema[a/b]/@name: the name 'a/b' of a schema has a '/'"],
+    SCHEMA + '<module name=""/></schema>': [
+        "1:26: schema[s]/module[]/@name: a name needs a character that can be seen"
     ],
-    SCHEMA + '<module name="user"/></schema>': [
-        "1:26: schema[s]/module[user]/@name: 'user' is the name of a PML element and cannot be used as a name"
+    SCHEMA + '<module name="\u00a0"/></schema>': [
+        "1:26: schema[s]/module[\\xa0]/@name: a name needs a character that can be seen"
+    ],
+    SCHEMA + '<module name="a&#10;b"/></schema>': [
+        "1:26: schema[s]/module[a\\nb]/@name: the name 'a\\nb' has U+000A LINE FEED: a name is one line of text"
+    ],
+    SCHEMA + f'<module name="{"x" * 129}"/></schema>': [
+        f"1:26: schema[s]/module[{'x' * 64}]/@name: the name '{'x' * 64}'… has 129 characters; 128 are allowed"
+    ],
+    SCHEMA + '<module name="a/b"/><module name="a"><module name="b"/></module></schema>': [
+        "1:63: schema[s]/module[a]/module[b]/@name: the path 'a/b' of the module is that of another one"
+    ],
+    SCHEMA + "<module name='a'/><scaffold><use module='a'/><use/><b/></scaffold></schema>": [
+        "1:63: schema[s]/scaffold/use: attribute 'module' is missing",
+        "1:69: schema[s]/scaffold/b: 'scaffold' can hold nothing but 'use'",
     ],
     SCHEMA + '<module name="a"/><module name="a"/></schema>': [
         "1:44: schema[s]/module[a]/@name: the name 'a' is taken by another module or union next to it"
@@ -262,8 +271,12 @@ NAMES = {
     "<prompt schema='s'><module name='a'/></prompt>": [
         "1:20: prompt/module[a]: 'module' cannot stand in a prompt"
     ],
-    "<prompt schema='s'><a:b/></prompt>": [
-        "1:20: prompt/a:b: 'a:b' is not a name: it needs letters, digits, '_', '.', '-', and a letter or '_' first"
+    "<prompt schema='s'><use/></prompt>": ["1:20: prompt/use: attribute 'module' is missing"],
+    "<prompt schema='s'><argument name='x'>y</argument></prompt>": [
+        "1:20: prompt/argument[x]: 'argument' can stand only in the element of a module"
+    ],
+    "<prompt schema='s'><a p='1'><argument name='p'>2</argument></a></prompt>": [
+        "1:39: prompt/a/argument[p]/@name: the argument 'p' is given twice"
     ],
     "<prompt schema='s'><user>x</user><a/></prompt>": [
         "1:20: prompt/user: a 'user' message can stand only after the last module of a prompt"

@@ -158,6 +158,23 @@ def test_decorated_functions_and_closures() -> None:
     assert compile_program(outer, "renamed").startswith('<schema name="renamed"')
 
 
+def any_names(user=False, kind="none", space="here"):
+    f"There is {space:9}."
+    if user:
+        "U"
+    match kind:
+        case "two words":
+            "two"
+        case "a/b":
+            "ab"
+
+
+def test_names_need_not_be_names_of_xml() -> None:
+    there = "There is {}.\n"
+    assert composed(any_names, user=True, kind="two words", space=" x") == there.format(" x") + "U\ntwo\n"
+    assert composed(any_names, kind="a/b") == there.format("here") + "ab\n"
+
+
 # What is refused
 
 
@@ -169,10 +186,6 @@ def same_field_in_a_branch(flag, days="x"):
     if flag:
         f"{days:3} days"
         f"are {days:3} days"
-
-
-def name_of_an_attribute(space):
-    f"There is {space:3}."
 
 
 def loops(n):
@@ -219,17 +232,6 @@ def pattern(a):
     match a:
         case "x" | "y":
             "x"
-
-
-def bad_name(a):
-    match a:
-        case "two words":
-            "x"
-
-
-def reserved(user):
-    if user:
-        "x"
 
 
 def twice():
@@ -283,13 +285,10 @@ REFUSED = {
     condition: "1: a condition is a parameter of the function, not 'a and b'",
     guarded: "2: a case of a prompt program has no condition",
     pattern: '2: a case of a prompt program is a name in quotes, or "_"',
-    bad_name: "2: 'two words' is not a name: it needs letters, digits, '_', '.', '-', and a letter or '_' first",
-    reserved: "1: 'user' is the name of a PML element and cannot be used as a name",
     twice: "2: the name 'branching' is taken by another module next to it",
     field_and_flag: "2: the name 'name' is taken by another module next to it",
     same_field: "1: the field 'days' is there already: a module has it once",
     same_field_in_a_branch: "3: the field 'days' is there already: a module has it once",
-    name_of_an_attribute: "0: 'space' is an attribute of every element and cannot name a parameter",
     unknown_call: "1: 'nowhere' is not a prompt program",
     method_call: "1: a prompt program holds strings, if, match, and calls of other prompt programs",
     wrong_arguments: "1: visa: missing a required argument: 'country'",

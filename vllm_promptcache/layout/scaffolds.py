@@ -15,7 +15,7 @@ from vllm_promptcache.errors import IssueList
 from vllm_promptcache.layout.draft import ModuleDraft
 from vllm_promptcache.layout.parts import ScaffoldLayout, ScaffoldPiece
 from vllm_promptcache.layout.units import make_unit, piece_ranges
-from vllm_promptcache.pml.names import flatten_roles
+from vllm_promptcache.pml.names import flatten_roles, next_step
 from vllm_promptcache.pml.nodes import ScaffoldNode, SchemaNode
 
 
@@ -95,8 +95,12 @@ def _pieces(unit: Unit, owners: NDArray[np.int64]) -> tuple[ScaffoldPiece, ...]:
 def _way_to(root: ModuleDraft, path: Sequence[str]) -> list[ModuleDraft]:
     """The modules on the way to the one at `path`: the schema first, the module itself last."""
     modules = [root]
-    for name in path:
-        modules.append(modules[-1].children_by_name[name])
+    start = 0
+    while start < len(path):
+        names = modules[-1].children_by_name
+        end = next_step(names, path, start)
+        modules.append(names["/".join(path[start:end])])
+        start = end
     return modules
 
 

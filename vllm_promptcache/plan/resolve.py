@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import itemgetter
 
 from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, UnionLayout
 from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.pml.names import next_step
 from vllm_promptcache.pml.nodes import (
     IncludeNode,
     MessageNode,
@@ -89,11 +91,36 @@ def resolve_prompt(
     name, module included twice, second member of a union, and missing required argument. Changes nothing
     else.
     """
-    return _Resolver(issues, members or {}).resolve(layout.root, prompt)
+    return _Resolver(layout.root, issues, members or {}).resolve(prompt)
+
+
+def find_way(module: ModuleLayout, name: str) -> tuple[list[ModuleLayout], str | None]:
+    """The modules that a path leads through from one that it starts in, and what it names last.
+
+    That is the last module, or, where that is a pool, the name of its member. No modules where a path
+    leads nowhere. Of names that hold a '/', the longest one is meant; a path may name unions, or not.
+    """
+    path = name.split("/")
+    way: list[ModuleLayout] = []
+    start = 0
+    is_union = False
+    while start < len(path):
+        if module.pool is not None:
+            return way, "/".join(path[start:])
+        end = next_step(module.children, path, start)
+        is_union = end == start
+        if not is_union:
+            module = module.children["/".join(path[start:end])]
+            way.append(module)
+        elif (end := next_step(module.unions, path, start)) == start:
+            return [], None
+        start = end
+    return ([], None) if is_union else (way, None)
 
 
 class _Resolver:
-    def __init__(self, issues: IssueList, members: Members) -> None:
+    def __init__(self, root: ModuleLayout, issues: IssueList, members: Members) -> None:
+        self._root = root
         self._issues = issues
         self._pool_members = members
         self._included: list[Included] = []
@@ -102,9 +129,17 @@ class _Resolver:
         self._placed_roles: list[tuple[int, str]] = []
         self._complete = True
         self._members: dict[int, ModuleLayout] = {}
+        self._by_index: dict[int, Included] = {}
+        # Modules that are included only because a path leads through them, as far as is known.
+        self._implied: dict[int, Included] = {}
+        # What each name stands for in a pool in this prompt, by the pool's index.
+        self._named: dict[int, dict[str, ModuleNode | ModuleLayout]] = {}
 
-    def resolve(self, root: ModuleLayout, prompt: PromptNode) -> Resolution:
-        self._children(self._add(None, prompt, root), prompt.children)
+    def resolve(self, prompt: PromptNode) -> Resolution:
+        self._children(self._add(None, prompt, self._root), prompt.children)
+        for included in self._implied.values():
+            assert isinstance(included.node, IncludeNode), "the schema is never implied"
+            self._check_arguments(included.node, included.module)
         roles = [role for _, role in sorted(self._placed_roles, key=itemgetter(0))]
         return Resolution(
             prompt, self._included, self._texts, self._mask, roles, self._complete, self._issues
@@ -136,14 +171,58 @@ class _Resolver:
                 waiting.clear()
 
     def _other(self, parent: Included, node: IncludeNode) -> Included | None:
-        """The member that stands in a union's element, if that is what an element names."""
+        """What is named that is no module right here: a union, or a module further in, by its path."""
         union = parent.module.unions.get(node.name)
         if union is not None:
             return self._union(parent, node, union)
-        names = [*parent.module.children, *parent.module.unions]
-        self._issues.add(node.place.issue(unknown("module", node.name, names)))
-        self._complete = False
-        return None
+        way, member = find_way(parent.module, node.name)
+        if not way:
+            self._issues.add(node.place.issue(self._unknown(parent.module, node.name)))
+            self._complete = False
+            return None
+        last = way.pop() if member is None else None
+        first: Included | None = None
+        for module in way:
+            implied = self._imply(parent, node, module)
+            if implied is None:
+                return None
+            first, parent = first or implied, implied
+        if last is not None:
+            return self._module(parent, node, last) and first
+        assert parent.module.pool is not None and member is not None, "only a pool has members"
+        self._item(parent, replace(node, name=member), parent.module.pool)
+        return first
+
+    def _imply(self, parent: Included, node: IncludeNode, module: ModuleLayout) -> Included | None:
+        """A module on the way of a path, which is included with what is in it."""
+        if self._mask >> module.index & 1:
+            return self._by_index[module.index]
+        if not self._may_include(node, module):
+            self._complete = False
+            return None
+        included = self._add(parent, IncludeNode(module.name, {}, (), node.place), module)
+        self._implied[module.index] = included
+        return included
+
+    def _unknown(self, module: ModuleLayout, name: str) -> str:
+        path = self._elsewhere.get(name)
+        if path is None:
+            return unknown("module", name, [*module.children, *module.unions])
+        return (
+            f"unknown module {quote(name)}; it is in {quote(path.rpartition('/')[0])}: put it there, or write"
+            f' <use module="{path}"/> directly in the prompt'
+        )
+
+    @cached_property
+    def _elsewhere(self) -> Mapping[str, str]:
+        """The paths of nested modules by their names; of those of one name, the first one's."""
+        paths: dict[str, str] = {}
+        waiting = [(child, child.name) for child in self._root.children.values()]
+        for module, path in waiting:
+            for child in module.children.values():
+                paths.setdefault(child.name, f"{path}/{child.name}")
+                waiting.append((child, f"{path}/{child.name}"))
+        return paths
 
     def _union(self, parent: Included, node: IncludeNode, union: UnionLayout) -> Included | None:
         for name in node.arguments:
@@ -169,10 +248,14 @@ class _Resolver:
         return found
 
     def _module(self, parent: Included, node: IncludeNode, module: ModuleLayout) -> Included | None:
-        if not self._may_include(node, module):
+        included = self._implied.pop(module.index, None)
+        if included is not None:
+            included.node = node
+        elif self._may_include(node, module):
+            included = self._add(parent, node, module)
+        else:
             self._complete = False
             return None
-        included = self._add(parent, node, module)
         if node.arguments or module.parameters:
             self._check_arguments(node, module)
         if module.pool is not None:
@@ -182,9 +265,7 @@ class _Resolver:
         return included
 
     def _pool(self, included: Included, node: IncludeNode, pool: PoolLayout) -> None:
-        registered = self._pool_members.get(pool.path, _NO_MEMBERS)
-        # What each name stands for in this prompt.
-        named: dict[str, ModuleNode | ModuleLayout] = dict(pool.members)
+        named = self._names_in(included, pool)
         for child in node.children:
             if isinstance(child, TextNode):
                 included.items.append(child)
@@ -194,16 +275,27 @@ class _Resolver:
                     self._issues.add(child.place.at("name").issue(what))
                 included.items.append(child)
             else:
-                found = named.get(child.name) or registered.get(child.name)
-                if found is None:
-                    names = [*pool.members, *registered]
-                    self._issues.add(child.place.issue(unknown("module", child.name, names)))
-                    self._complete = False
-                elif isinstance(found, ModuleNode):
-                    included.items.append(found)
-                else:
-                    named[child.name] = found
-                    included.items.append(self._member(child, found))
+                self._item(included, child, pool)
+
+    def _names_in(self, included: Included, pool: PoolLayout) -> dict[str, ModuleNode | ModuleLayout]:
+        if included.module.index not in self._named:
+            self._named[included.module.index] = dict(pool.members)
+        return self._named[included.module.index]
+
+    def _item(self, included: Included, node: IncludeNode, pool: PoolLayout) -> None:
+        """Adds a member that is included by its name to what stands in a pool."""
+        registered = self._pool_members.get(pool.path, _NO_MEMBERS)
+        named = self._names_in(included, pool)
+        found = named.get(node.name) or registered.get(node.name)
+        if found is None:
+            names = [*pool.members, *registered]
+            self._issues.add(node.place.issue(unknown("module", node.name, names)))
+            self._complete = False
+        elif isinstance(found, ModuleNode):
+            included.items.append(found)
+        else:
+            named[node.name] = found
+            included.items.append(self._member(node, found))
 
     def _member(self, node: IncludeNode, module: ModuleLayout) -> Included:
         for child in node.children:
@@ -216,6 +308,7 @@ class _Resolver:
     def _add(self, parent: Included | None, node: IncludeNode | PromptNode, module: ModuleLayout) -> Included:
         included = Included(module, node, parent)
         self._included.append(included)
+        self._by_index[module.index] = included
         self._mask |= 1 << module.index
         if module.roles:
             self._placed_roles += module.roles
@@ -240,6 +333,6 @@ class _Resolver:
                 what = unknown("parameter", name, module.parameters)
                 self._issues.add(node.place.at(name).issue(what))
         for parameter in module.parameters.values():
-            if parameter.required and parameter.name not in node.arguments:
+            if parameter.required and is_white(node.arguments.get(parameter.name, "")):
                 what = f"parameter {quote(parameter.name)} of module {quote(module.name)} is required"
                 self._issues.add(node.place.issue(what))

@@ -7,34 +7,37 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from vllm_promptcache.errors import IssueList, quote, unknown
+from vllm_promptcache.pml.characters import describe_character
 from vllm_promptcache.pml.reader import Element
 from vllm_promptcache.pml.separators import SEPARATOR_KINDS
 from vllm_promptcache.pml.space import SPACE_KINDS
 
 ROLES = ("system", "user", "assistant")
 RESERVED_NAMES = frozenset(
-    {"pml", "schema", "prompt", "module", "union", "pool", "use", "parameter", "param", "scaffold", *ROLES}
+    {
+        *("pml", "schema", "prompt", "module", "union", "pool", "use", "argument", "parameter", "param"),
+        *("scaffold", *ROLES),
+    }
 )
 # The alias and what it stands for (PML page, "Schema elements").
 ALIASES = {"len": "length"}
 
-# Names of pools' members are kept for each, and there may be very many.
-MAX_MEMBER_NAME = 512
+MAX_NAME_CHARACTERS = 128
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def name_problem(name: str) -> str | None:
-    """What is wrong with a name (PML page, "Documents"), or None."""
+    """What is wrong with a name, which may be any line of text (PML page, "Names"), or None."""
     # Nearly all are identifiers, which is found out faster.
-    if not ((name.isascii() and name.isidentifier()) or _NAME.fullmatch(name)):
-        return (
-            f"{quote(name)} is not a name: it needs letters, digits, '_', '.', '-', and a letter or '_' first"
-        )
-    if name in RESERVED_NAMES:
-        return f"{quote(name)} is the name of a PML element and cannot be used as a name"
-    return None
+    if len(name) > MAX_NAME_CHARACTERS:
+        return f"the name {quote(name)} has {len(name)} characters; {MAX_NAME_CHARACTERS} are allowed"
+    if name.isidentifier() or (name.isprintable() and name.strip()):
+        return None
+    bad = next((character for character in name if not character.isprintable()), "")
+    if not name.strip():
+        return "a name needs a character that can be seen"
+    return f"the name {quote(name)} has {describe_character(bad)}: a name is one line of text"
 
 
 class Attributes:
@@ -74,15 +77,6 @@ class Attributes:
             return None
         if problem := name_problem(name):
             self._issue(problem, "name")
-        return name
-
-    def any_name(self) -> str:
-        """The name of a pool's member, which may be any text; empty where it is missing."""
-        name = self._values.get("name") or ""
-        if not name:
-            self.missing("name")
-        elif len(name) > MAX_MEMBER_NAME:
-            self._issue(f"{quote(name)} has {len(name)} characters; {MAX_MEMBER_NAME} fit", "name")
         return name
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:

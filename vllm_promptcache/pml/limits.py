@@ -11,7 +11,8 @@ class Limits:
 
     Bytes (a file named by `src` too), levels of elements, elements, modules and scaffolds; placeholders in
     the room of parameters, which few bytes can ask many of; and in each schema units that other units see,
-    counted for each that sees them: with `encode="sequence"` that is half the square of its modules.
+    counted for each that sees them: with `encode="sequence"` that is half the square of its modules. And
+    characters of modules' paths in a document, each of which names all that a module stands in.
     """
 
     max_document_bytes: int = 4 * 1024 * 1024
@@ -21,6 +22,7 @@ class Limits:
     max_scaffolds: int = 256
     max_placeholders: int = 1_048_576
     max_contexts: int = 262_144
+    max_path_characters: int = 8_388_608
 
 
 DEFAULT_LIMITS = Limits()

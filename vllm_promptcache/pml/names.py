@@ -5,9 +5,11 @@ Works on the syntax tree alone, so that names can be checked without a tokenizer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
-from vllm_promptcache.errors import IssueList, quote, unknown
+from vllm_promptcache.errors import IssueList, PMLError, quote, unknown
+from vllm_promptcache.pml.attributes import MAX_NAME_CHARACTERS
+from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.nodes import (
     ModuleNode,
     ParameterNode,
@@ -21,9 +23,16 @@ from vllm_promptcache.pml.nodes import (
 from vllm_promptcache.pml.source import Place
 
 
-def check_names(schema: SchemaNode, issues: IssueList) -> None:
-    """Adds an issue for every name that is taken twice or not known."""
+def check_names(schema: SchemaNode, issues: IssueList, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Adds an issue for every name that is taken twice or not known.
+
+    Raises PMLError where modules' paths have more characters than `limits` allow.
+    """
+    if "/" in schema.name:
+        # It stands in addresses, and in front of its modules' paths.
+        issues.add(schema.place.at("name").issue(f"the name {quote(schema.name)} of a schema has a '/'"))
     _check_siblings(schema.children, issues)
+    _PathChecker(issues, limits).check(schema)
     checker = _ScaffoldChecker(schema, issues)
     for scaffold in flatten_roles(schema.children):
         if isinstance(scaffold, ScaffoldNode):
@@ -79,6 +88,68 @@ def _check_stand_in(union: UnionNode, issues: IssueList) -> None:
         issues.add(union.place.at("scaffold").issue(unknown("member", union.scaffold, names)))
 
 
+def next_step(names: Container[str], path: Sequence[str], start: int) -> int:
+    """Where the name ends that a path, cut at each '/', goes on with at `start`: the longest of `names`.
+
+    `start` itself where it is none of them.
+    """
+    end, characters = start, -1
+    while end < len(path) and characters <= MAX_NAME_CHARACTERS:
+        characters += len(path[end]) + 1
+        end += 1
+    while end > start and "/".join(path[start:end]) not in names:
+        end -= 1
+    return end
+
+
+class _PathChecker:
+    """Counts the characters of modules' paths, and finds two that are the same: names may hold a '/'."""
+
+    def __init__(self, issues: IssueList, limits: Limits) -> None:
+        self._issues = issues
+        self._max_characters = limits.max_path_characters
+        self._num_characters = 0
+        self._has_slash = False
+        self._paths: set[str] = set()
+
+    def check(self, schema: SchemaNode) -> None:
+        self._count(schema.children, len(schema.name))
+        if self._has_slash:
+            self._compare(schema.children, "")
+
+    def _count(self, children: Sequence[SchemaChild], num_characters_above: int) -> None:
+        for node in _with_paths(children):
+            num_characters = num_characters_above + 1 + len(node.name)
+            self._num_characters += num_characters
+            if self._num_characters > self._max_characters:
+                what = f"the modules' paths have more than {self._max_characters} characters: shorten names"
+                raise PMLError([node.place.at("name").issue(what)])
+            self._has_slash = self._has_slash or "/" in node.name
+            self._count(_inside(node), num_characters)
+
+    def _compare(self, children: Sequence[SchemaChild], above: str) -> None:
+        for node in _with_paths(children):
+            path = f"{above}/{node.name}"
+            if path in self._paths and "/" in path[1:]:
+                what = f"the path {quote(path[1:])} of the module is that of another one"
+                self._issues.add(node.place.at("name").issue(what))
+            self._paths.add(path)
+            self._compare(_inside(node), path)
+
+
+def _with_paths(children: Sequence[SchemaChild]) -> Iterator[ModuleNode | PoolNode]:
+    """The modules and pools directly in an element, members of unions among them."""
+    for child in flatten_roles(children):
+        if isinstance(child, ModuleNode | PoolNode):
+            yield child
+        elif isinstance(child, UnionNode):
+            yield from child.members
+
+
+def _inside(node: ModuleNode | PoolNode) -> Sequence[SchemaChild]:
+    return node.members if isinstance(node, PoolNode) else node.children
+
+
 class _ScaffoldChecker:
     """Finds modules by their paths; remembers the names in each module, of which there may be many."""
 
@@ -105,15 +176,17 @@ class _ScaffoldChecker:
 
     def _follow(self, path: tuple[str, ...], place: Place, chosen: dict[int, str]) -> ModuleNode | None:
         module: SchemaNode | ModuleNode = self._schema
-        for name in path:
-            found = self._modules(module).get(name)
-            if found is None:
-                self._issues.add(place.issue(self._unknown_step(module, name, path)))
+        start = 0
+        while start < len(path):
+            end = next_step(self._modules(module), path, start)
+            if end == start:
+                self._issues.add(place.issue(self._unknown_step(module, path[start], path)))
                 return None
-            module, union = found
+            module, union = self._modules(module)["/".join(path[start:end])]
             if union is not None and (other := chosen.setdefault(id(union), module.name)) != module.name:
                 what = f"{quote(module.name)} and {quote(other)} are members of one union: no prompt has both"
                 self._issues.add(place.issue(what))
+            start = end
         assert isinstance(module, ModuleNode), "a path has at least one name"
         return module
 

@@ -53,7 +53,7 @@ def _parse(source: Source, limits: Limits, folder: Path | None) -> Document:
     root = read_element(source, limits)
     document = _document(root, issues, SchemaParser(issues, limits, folder))
     for schema in document.schemas:
-        check_names(schema, issues)
+        check_names(schema, issues, limits)
     issues.raise_if_any()
     return document
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vllm_promptcache.errors import IssueList, quote
-from vllm_promptcache.pml.attributes import RESERVED_NAMES, ROLES, Attributes, name_problem
+from vllm_promptcache.pml.attributes import RESERVED_NAMES, ROLES, Attributes
 from vllm_promptcache.pml.content import read_content
 from vllm_promptcache.pml.nodes import (
     IncludeNode,
@@ -67,8 +68,8 @@ class PromptParser:
             return self._use(child, space)
         if child.tag == "module":
             return self._module(child, space)
-        if problem := name_problem(child.tag):
-            self._issues.add(child.place.issue(_misplaced(child.tag) or problem))
+        if child.tag in RESERVED_NAMES:
+            self._issues.add(child.place.issue(_misplaced(child.tag)))
             return None
         if not child.attributes and not child.children:
             return IncludeNode(child.tag, child.attributes, (), child.place)
@@ -76,34 +77,44 @@ class PromptParser:
 
     def _use(self, element: Element, space: str) -> IncludeNode:
         """As the element that is called what `module` says."""
-        node = self._include(element, space)
-        arguments = dict(node.arguments)
-        name = arguments.pop("module", None)
-        if name is None:
-            self._issues.add(element.place.issue("attribute 'module' is missing"))
-        return IncludeNode(name or "", arguments, node.children, element.place)
+        module = element.attributes.get("module")
+        if not module:
+            Attributes(element, self._issues, tuple(element.attributes)).missing("module")
+        arguments = {name: text for name, text in element.attributes.items() if name != "module"}
+        return self._include(replace(element, tag=module or "", attributes=arguments), space)
 
     def _module(self, element: Element, space: str) -> ModuleNode:
         """A module that comes with the prompt: text only."""
         attributes = Attributes(element, self._issues, ("name", "space"))
         texts = self._texts(element, attributes.space(space), "a module that comes with a prompt")
-        return ModuleNode(attributes.any_name(), True, texts, element.place)
+        return ModuleNode(attributes.name() or "", True, texts, element.place)
 
     def _include(self, element: Element, space: str) -> IncludeNode:
-        arguments = element.attributes
-        if "space" in arguments:
-            arguments = dict(arguments)
-            kind = arguments.pop("space")
-            if kind in SPACE_KINDS:
-                space = kind
+        arguments = dict(element.attributes)
+        kind = arguments.pop("space", None)
+        if kind in SPACE_KINDS:
+            space = kind
+        elif kind is not None:
+            self._bad_space(element)
+        nodes: list[IncludeNode | TextNode | ModuleNode | None] = []
+        for child in self._children(element, space):
+            if isinstance(child, TextNode):
+                nodes.append(child)
+            elif child.tag == "argument":
+                self._argument(child, space, arguments)
             else:
-                self._bad_space(element)
-        nodes = [
-            child if isinstance(child, TextNode) else self._child(child, space)
-            for child in self._children(element, space)
-        ]
+                nodes.append(self._child(child, space))
         children = tuple([node for node in nodes if node is not None])
         return IncludeNode(element.tag, arguments, children, element.place)
+
+    def _argument(self, element: Element, space: str, arguments: dict[str, str]) -> None:
+        """Adds an argument that has an element of its own."""
+        attributes = Attributes(element, self._issues, ("name", "space"))
+        name = attributes.name() or ""
+        texts = self._texts(element, attributes.space(space), "an argument")
+        if name in arguments:
+            self._issues.add(element.place.at("name").issue(f"the argument {quote(name)} is given twice"))
+        arguments[name] = "".join([text.text for text in texts])
 
     def _bad_space(self, element: Element) -> None:
         Attributes(element, self._issues, tuple(element.attributes)).space(DEFAULT_SPACE)
@@ -137,8 +148,10 @@ def _is_white(characters: Characters) -> bool:
     return all(is_white(text) and not is_kept for text, is_kept in characters.parts)
 
 
-def _misplaced(tag: str) -> str | None:
-    """What is wrong with a name of PML's own in a prompt, or None for another name."""
+def _misplaced(tag: str) -> str:
+    """What is wrong with an element of PML's own in a prompt."""
     if tag in ROLES:
         return f"{quote(tag)} can stand only directly in the prompt, after the last module"
-    return f"{quote(tag)} cannot stand in a prompt" if tag in RESERVED_NAMES else None
+    if tag == "argument":
+        return "'argument' can stand only in the element of a module"
+    return f"{quote(tag)} cannot stand in a prompt"

@@ -100,7 +100,8 @@ class _Reader:
         stack = self._stack
         parent = stack[-1] if stack else None
         around = parent.place if parent else None
-        place = Place(self._source, self.parser.CurrentByteIndex, around, tag, attributes.get("name"))
+        name = attributes.get("module" if tag == "use" else "name")
+        place = Place(self._source, self.parser.CurrentByteIndex, around, tag, name)
         element = Element(tag, attributes, place, [])
         if parent:
             parent.children.append(element)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -130,8 +130,7 @@ class SchemaParser:
         src = attributes.text("src")
         if src is not None and (text := self._src(element, src, inside.space)):
             children = (text, *children)
-        name = attributes.any_name() if around.in_pool else attributes.name() or ""
-        return ModuleNode(name, attributes.flag("cache", True), children, element.place)
+        return ModuleNode(attributes.name() or "", attributes.flag("cache", True), children, element.place)
 
     def _inside(
         self, attributes: Attributes, around: _Surroundings, allowed: tuple[str, ...], in_role: bool
@@ -177,12 +176,8 @@ class SchemaParser:
         attributes = Attributes(element, self._issues, names)
         attributes.space(DEFAULT_SPACE)
         self._nothing_in(element)
-        name = attributes.name() or ""
-        if name == "space":
-            what = "'space' is an attribute of every element and cannot name a parameter"
-            self._issues.add(element.place.at("name").issue(what))
         return ParameterNode(
-            name,
+            attributes.name() or "",
             attributes.length(),
             attributes.text("scaffold") or "",
             attributes.text("default"),
@@ -197,14 +192,25 @@ class SchemaParser:
             raise PMLError([element.place.issue(f"more than {self._limits.max_scaffolds} scaffolds")])
         attributes = Attributes(element, self._issues, ("modules", "space"))
         attributes.space(DEFAULT_SPACE)
-        self._nothing_in(element)
         modules = attributes.text("modules")
-        if modules is None:
+        paths = [*(modules or "").split(), *self._used(element)]
+        if modules is None and not element.children:
             attributes.missing("modules")
-        elif not modules.split():
+        elif not paths:
             self._issues.add(element.place.at("modules").issue("a scaffold needs at least one module"))
-        paths = [tuple(path.split("/")) for path in (modules or "").split()]
-        return ScaffoldNode(tuple(paths), element.place)
+        return ScaffoldNode(tuple([tuple(path.split("/")) for path in paths]), element.place)
+
+    def _used(self, element: Element) -> Iterator[str]:
+        """The modules that a scaffold's `use` elements name."""
+        for child in self._elements_only(element):
+            if child.tag != "use":
+                self._issues.add(child.place.issue(f"{quote(element.tag)} can hold nothing but 'use'"))
+                continue
+            attributes = Attributes(child, self._issues, ("module",))
+            if path := attributes.text("module"):
+                yield path
+            else:
+                attributes.missing("module")
 
     def _role(self, element: Element, around: _Surroundings) -> RoleNode:
         attributes = Attributes(element, self._issues, ("space", "separator"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ _TAG_START = re.compile(rb"<[^\s/>]*")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _MAX_STEP_CHARACTERS = 64
-_NAMED_ELEMENTS = frozenset({"schema", "module", "union", "pool", "parameter", "param"})
+_NAMED_ELEMENTS = frozenset({"schema", "module", "union", "pool", "parameter", "param", "use", "argument"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Source:
     where: str
     data: bytes = field(repr=False)
     label: str | None = None
+    _attributes: dict[int, dict[bytes, int]] = field(default_factory=dict, repr=False)
 
     def line(self, offset: int) -> int:
         """The line of a byte offset, from 1."""
@@ -50,15 +52,19 @@ class Source:
         return Place(self, offset, None, "").issue(what)
 
     def attribute_offset(self, element_offset: int, attribute: str) -> int:
-        """The offset of an attribute's name in the tag that starts at `element_offset`."""
-        wanted = attribute.encode()
+        """The offset of an attribute's name in the tag that starts at `element_offset`, or the tag's."""
+        if element_offset not in self._attributes:
+            # Those of one tag are kept: whoever asks for one mostly asks for others.
+            self._attributes.clear()
+            self._attributes[element_offset] = dict(self._find_attributes(element_offset))
+        return self._attributes[element_offset].get(attribute.encode(), element_offset)
+
+    def _find_attributes(self, element_offset: int) -> Iterator[tuple[bytes, int]]:
         tag = _TAG_START.match(self.data, element_offset)
         match = _ATTRIBUTE.match(self.data, tag.end()) if tag else None
         while match:
-            if match[1] == wanted:
-                return match.start(1)
+            yield match[1], match.start(1)
             match = _ATTRIBUTE.match(self.data, match.end())
-        return element_offset
 
 
 # Not frozen, which would take longer: one is made for each element of a request.
@@ -86,7 +92,7 @@ class Place:
             if place.tag:
                 tag = place.tag[:_MAX_STEP_CHARACTERS]
                 named = place.name is not None and tag in _NAMED_ELEMENTS
-                steps.append(f"{tag}[{str(place.name)[:_MAX_STEP_CHARACTERS]}]" if named else tag)
+                steps.append(f"{tag}[{_shown(str(place.name))}]" if named else tag)
             place = place.parent
         if self.attribute:
             steps.insert(0, f"@{self.attribute[:_MAX_STEP_CHARACTERS]}")
@@ -112,3 +118,8 @@ class Place:
         if self.attribute is None:
             return self.offset
         return self.source.attribute_offset(self.offset, self.attribute)
+
+
+def _shown(name: str) -> str:
+    name = name[:_MAX_STEP_CHARACTERS]
+    return name if name.isprintable() else repr(name)[1:-1]

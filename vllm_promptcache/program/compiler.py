@@ -9,6 +9,7 @@ from typing import Any
 from lxml import etree
 
 from vllm_promptcache.errors import PMLError, PMLIssue
+from vllm_promptcache.pml.attributes import RESERVED_NAMES
 from vllm_promptcache.pml.parser import parse_document
 from vllm_promptcache.pml.space import PRESERVE
 from vllm_promptcache.program.reader import read_program
@@ -122,14 +123,23 @@ def _include_steps(parent: Element, steps: Sequence[Step], arguments: Arguments)
 def _set_arguments(parent: Element, text: Text, arguments: Arguments) -> None:
     for field in text.fields:
         value = arguments[field.name]
-        if value is not None:
+        if value is None:
+            continue
+        if field.name in ("module", "space"):
+            # Attributes of these names say something else.
+            etree.SubElement(parent, "argument", name=field.name, space=PRESERVE).text = str(value)
+        else:
             parent.set(field.name, str(value))
 
 
 def _include(parent: Element, module: Module, arguments: Arguments) -> bool:
     if not module.applies(arguments):
         return False
-    _include_steps(etree.SubElement(parent, module.name), module.steps, module.bind(arguments))
+    is_tag = module.name.isidentifier() and module.name not in RESERVED_NAMES
+    element = etree.SubElement(parent, module.name if is_tag else "use")
+    if not is_tag:
+        element.set("module", module.name)
+    _include_steps(element, module.steps, module.bind(arguments))
     return True
 
 

@@ -1,0 +1,153 @@
+"""Names of any kind, and the ways to include what has one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.byte_tokenizer import byte_tokenizer, plan_text
+from vllm_promptcache.errors import PMLError
+from vllm_promptcache.layout.build import build_layout
+from vllm_promptcache.plan.build import build_plan
+from vllm_promptcache.pml.attributes import MAX_NAME_CHARACTERS
+from vllm_promptcache.pml.escape import text
+from vllm_promptcache.pml.limits import Limits
+from vllm_promptcache.pml.parser import parse_document
+
+NAMES = [
+    "report 2024.pdf",
+    "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+    "资料",
+    "Übersicht",
+    "été",
+    "1",
+    "-",
+    ".",
+    "a:b",
+    "user",
+    "module",
+    "use",
+    "argument",
+    "space",
+    "https://example.com/a?b=c&d=<e>#f",
+    "docs/read me.md",
+    "'single' and \"double\"",
+    "👋",
+    "x" * MAX_NAME_CHARACTERS,
+]
+
+
+def composed(content: str, prompt: str) -> str:
+    (schema,) = parse_document(f'<schema name="s">{content}</schema>').schemas
+    node = parse_document(f'<prompt schema="s">{prompt}</prompt>').prompt
+    assert node is not None
+    layout = build_layout(schema, byte_tokenizer(), 4096)
+    return plan_text(build_plan(layout, node), byte_tokenizer())
+
+
+def refused(content: str, prompt: str) -> str:
+    with pytest.raises(PMLError) as caught:
+        composed(content, prompt)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_has_any_name(name: str) -> None:
+    content = f'A<module name="{text(name)}">B</module><module name="other">C</module>'
+    assert composed(content, f'<use module="{text(name)}"/>') == "AB"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unions_parameters_and_scaffolds_have_any_name(name: str) -> None:
+    written = text(name)
+    content = (
+        f'<union name="{written}"><module name="a">A<parameter name="{written}" length="3"/></module></union>'
+        f'<module name="b">B<module name="{written}">C</module></module>'
+        f'<scaffold><use module="b/{written}"/><use module="a"/></scaffold>'
+    )
+    argument = f'<argument name="{written}">x y</argument>'
+    assert composed(content, f'<use module="{written}"><a>{argument}</a></use>') == "Ax y"
+    assert composed(content, f'<a>{argument}</a><use module="b/{written}"/>') == "Ax yBC"
+
+
+@pytest.mark.parametrize("name", ["Übersicht", "资料", "a-b.c_d", "_", "été", "a:b"])
+def test_elements_have_names_of_xml(name: str) -> None:
+    content = f'A<module name="{name}">B<parameter name="{name}" length="2"/></module>'
+    assert composed(content, f"<{name} {name}='x'/>") == "ABx"
+
+
+NESTED = (
+    '<module name="a">A<parameter name="p" length="3"/>'
+    '<module name="b">B<module name="c">C</module></module><module name="b/d">D</module>'
+    '<union name="u"><module name="e">E</module><module name="f">F</module></union></module>'
+    '<pool name="pool" length="9"><module name="m/1">M</module></pool>'
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ('<use module="a/b"/>', "AB"),
+        ('<use module="a/b/c"/>', "ABC"),
+        ('<use module="a/b/d"/>', "AD"),
+        ('<use module="a/b/d"/><use module="a/b/c"/>', "ABCD"),
+        ('<a><use module="b/c"/></a>', "ABC"),
+        ('<a><use module="b"><c/></use></a>', "ABC"),
+        ('<a p="x"/><use module="a/b"/>', "AxB"),
+        ('<use module="a/b"/><a p="x"/>', "AxB"),
+        ('<use module="a/b/c"/><a p="x"><b/></a>', "AxBC"),
+        ('<use module="a" p="x"/>', "Ax"),
+        ('<use module="a"><argument name="p">x</argument></use>', "Ax"),
+        ('<a><argument name="p">\n  x\n</argument><b/></a>', "AxB"),
+        ('<use module="a/e"/>', "AE"),
+        ('<use module="a/u/f"/>', "AF"),
+        ('<a><u><use module="f"/></u></a>', "AF"),
+        ('<use module="pool/m/1"/>', "M"),
+        ('<use module="pool"><use module="m/1"/></use><use module="pool/m/1"/>', "MM"),
+        ('<use module="a/b"/> and <use module="pool"/>', "AB and "),
+    ],
+)
+def test_use_includes_by_name_and_by_path(prompt: str, expected: str) -> None:
+    assert composed(NESTED, prompt) == expected
+
+
+REQUIRED = '<module name="a">A<parameter name="p" length="3" required="true"/><module name="b">B</module></module>'
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt", "message"),
+    [
+        (NESTED, '<use module="a/x"/>', "unknown module 'a/x'"),
+        (NESTED, '<use module="a/u"/>', "unknown module 'a/u'"),
+        (NESTED, '<use module="a//b"/>', "unknown module 'a//b'"),
+        (NESTED, '<use module="b"/>', "unknown module 'b'; it is in 'a': put it there, or write"),
+        (NESTED, "<c/>", 'or write <use module="a/b/c"/> directly in the prompt'),
+        (NESTED, '<use module="a/e"/><use module="a/f"/>', "'a/f' and 'e' are members of one union"),
+        (NESTED, '<use module="a/b"/><use module="a/b"/>', "included twice"),
+        (NESTED, "<a/><a/>", "module 'a' is included twice"),
+        (NESTED, '<use module="a/b"/><a/><a/>', "module 'a' is included twice"),
+        (NESTED, '<a><argument name="q">x</argument></a>', "unknown parameter 'q'"),
+        (NESTED, '<use module="pool/none"/>', "unknown module 'none'"),
+        (REQUIRED, '<use module="a/b"/>', "parameter 'p' of module 'a' is required"),
+        (REQUIRED, '<a p=""/>', "parameter 'p' of module 'a' is required"),
+        (REQUIRED, '<a><argument name="p"> </argument></a>', "parameter 'p' of module 'a' is required"),
+    ],
+)
+def test_what_cannot_be_used(content: str, prompt: str, message: str) -> None:
+    assert message in refused(content, prompt)
+
+
+def test_a_path_and_its_modules_element_say_the_arguments_once() -> None:
+    assert composed(REQUIRED, '<use module="a/b"/><a p="x"/>') == "AxB"
+
+
+def test_paths_are_bounded_together() -> None:
+    """A module's path names all that it stands in, and is kept for each module."""
+    limits = Limits(max_path_characters=1000)
+
+    def nested(num_modules: int) -> str:
+        inner = "".join(f'<module name="m{i:03}"/>' for i in range(num_modules))
+        return f'<schema name="s"><module name="{"x" * 100}">{inner}</module></schema>'
+
+    parse_document(nested(8), limits=limits)
+    with pytest.raises(PMLError, match="the modules' paths have more than 1000 characters: shorten names"):
+        parse_document(nested(9), limits=limits)
