@@ -110,7 +110,9 @@ def test_use_includes_by_name_and_by_path(prompt: str, expected: str) -> None:
     assert composed(NESTED, prompt) == expected
 
 
-REQUIRED = '<module name="a">A<parameter name="p" length="3" required="true"/><module name="b">B</module></module>'
+REQUIRED = (
+    '<module name="a">A<parameter name="p" length="3" required="true"/><module name="b">B</module></module>'
+)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ def describe_character(character: str) -> str:
     code = ord(character)
     name = _CONTROLS[code] if code < len(_CONTROLS) else unicodedata.name(character, "")
     if not name:
-        surrogate, nameless = 0xD800 <= code < 0xE000, "NO CHARACTER" if code & 0xFFFE == 0xFFFE else "CONTROL"
+        surrogate, nameless = (
+            0xD800 <= code < 0xE000,
+            "NO CHARACTER" if code & 0xFFFE == 0xFFFE else "CONTROL",
+        )
         name = "LONE SURROGATE" if surrogate else nameless
     return f"U+{code:04X} {name}"
