@@ -1,0 +1,267 @@
+"""The catalog: which records there are, in memory and on disk, and which go when there is no room.
+
+It decides, in the scheduler's process; workers hold the rows and do as they are told, in the order of steps. So
+what it says of memory holds without asking. What it says of disks does not: a file may be gone or damaged.
+A record is fetched from there before anything rests on it, and workers say whether they could.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vllm_promptcache.records.eviction import GreedyDual
+from vllm_promptcache.records.index import IndexedRecord, RecordIndex
+from vllm_promptcache.records.record_file import RecordHeader
+
+# Rows that pass through memory on their way to a disk or from it, beside what is kept there.
+TRANSIT_BYTES = 512 << 20
+
+
+@dataclass
+class Orders:
+    """What workers are to do: records to complete, to drop from memory, and to remove from disk."""
+
+    completed: list[RecordHeader] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.completed or self.dropped or self.removed)
+
+
+class RecordCatalog:
+    """Records by name, in two tiers of so many bytes over all ranks.
+
+    Life of a record: `begin`, then `complete` or `give_up`; in memory until it is dropped; on disk, if
+    there is a tier, until it is removed. `fetching` and `fetched` bring it back into memory. Dropped is
+    what `GreedyDual` says, but nothing that is pinned or on its way.
+    """
+
+    def __init__(
+        self,
+        host_bytes: int,
+        disk_bytes: int,
+        bytes_of: Callable[[int], int],
+        fingerprint: str = "",
+        num_ranks: int = 1,
+        index: RecordIndex | None = None,
+    ):
+        """``bytes_of`` says how many bytes so many rows take, over all ranks."""
+        self.host_bytes = host_bytes
+        self.disk_bytes = disk_bytes if index is not None else 0
+        self.bytes_of = bytes_of
+        self.fingerprint = fingerprint
+        self.num_ranks = num_ranks
+        self.index = index
+        self.host = GreedyDual()
+        self.disk = GreedyDual()
+        self.num_evictions = {"host": 0, "disk": 0}
+        self._headers: dict[str, RecordHeader] = {}
+        self._foreign: dict[str, RecordHeader] = {}
+        self._pinned: set[str] = set()
+        self._moving: set[str] = set()
+        self._loading: list[str] = []
+        self._orders = Orders()
+        for record in index.records() if index is not None else ():
+            self._find(record)
+        self._make_room_on_disk()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether records are kept at all."""
+        return bool(self.host_bytes or self.disk_bytes)
+
+    def header(self, name: str) -> RecordHeader | None:
+        """What is known of a record that is in memory or on disk; None if there is none."""
+        return self._headers.get(name)
+
+    def is_in_memory(self, name: str) -> bool:
+        """Whether workers can load it in the step being scheduled."""
+        return name in self.host and name not in self._moving
+
+    def is_on_disk(self, name: str) -> bool:
+        """Whether it can be fetched."""
+        return name in self.disk and name not in self._moving
+
+    def is_moving(self, name: str) -> bool:
+        """Whether it is being recorded or fetched."""
+        return name in self._moving
+
+    def begin(self, name: str, num_rows: int, position: int, cost: float) -> bool:
+        """A unit is about to be encoded: whether its rows are to be kept, and room for them is there."""
+        if name in self._headers or not self._make_room_in_memory(self.bytes_of(num_rows)):
+            return False
+        header = RecordHeader(name, self.fingerprint, 0, self.num_ranks, num_rows, position, cost)
+        self._headers[name] = header
+        self._arrive(name)
+        return True
+
+    def complete(self, name: str) -> None:
+        """The step being scheduled writes the last of a record's rows."""
+        self._arrived(name)
+        header = self._headers[name]
+        self._orders.completed.append(header)
+        num_bytes = self.bytes_of(header.num_rows)
+        if self.index is not None and num_bytes <= self.disk_bytes:
+            self._add_on_disk(name, num_bytes, header.cost)
+            self.index.note(IndexedRecord(header, num_bytes, time.time()))
+            self._make_room_on_disk()
+
+    def give_up(self, name: str) -> None:
+        """What was begun is not completed."""
+        self._arrived(name)
+        self._drop(name)
+
+    def fetching(self, name: str) -> bool:
+        """A record is about to be fetched: whether there is room for it in memory."""
+        if not self._make_room_in_memory(self.bytes_of(self._headers[name].num_rows)):
+            return False
+        self._arrive(name)
+        return True
+
+    def fetched(self, name: str, *, found: bool) -> None:
+        """All workers have it in memory, or one has not and it is gone."""
+        self._arrived(name)
+        if not found:
+            self._remove(name)
+            self._drop(name)
+
+    def load(self, name: str) -> None:
+        """The step being scheduled loads a record that is in memory: it stays until then."""
+        self.host.hold(name)
+        self._loading.append(name)
+        self.use(name)
+
+    def use(self, name: str) -> None:
+        """A record is loaded, or what was made from it is asked for."""
+        for tier in (self.host, self.disk):
+            if name in tier:
+                tier.use(name)
+        if name in self.disk and self.index is not None:
+            header = self._headers[name]
+            self.index.note(IndexedRecord(header, self.bytes_of(header.num_rows), time.time()))
+
+    def pin(self, name: str) -> None:
+        """Keep a record, whether it is there yet or not."""
+        if name not in self._pinned:
+            self._pinned.add(name)
+            for tier in self._tiers_of(name):
+                tier.hold(name)
+
+    def unpin(self, name: str) -> None:
+        """Let it go again."""
+        if name in self._pinned:
+            self._pinned.discard(name)
+            for tier in self._tiers_of(name):
+                tier.let_go(name)
+
+    def discard(self, name: str) -> None:
+        """Forget a record altogether."""
+        if name in self._headers and name not in self._moving:
+            self._remove(name)
+            self._drop(name)
+
+    def forget_all(self) -> None:
+        """Forget every record that is not on its way: the weights have changed."""
+        for name in [name for name in self._headers if name not in self._moving]:
+            self.discard(name)
+
+    def take_orders(self) -> Orders:
+        """What workers are to do in the step being scheduled, after what they load."""
+        while self.host.num_bytes > self.host_bytes and (name := self.host.evict()) is not None:
+            self._dropped(name)
+        while self._loading:
+            self.host.let_go(self._loading.pop())
+        orders, self._orders = self._orders, Orders()
+        return orders
+
+    def save(self) -> None:
+        """Write the index."""
+        if self.index is not None:
+            self.index.save()
+
+    def stats(self) -> dict[str, int]:
+        """Counts for people."""
+        return {
+            "records_in_memory": len(self.host),
+            "records_on_disk": len(self.disk),
+            "bytes_in_memory": self.host.num_bytes,
+            "bytes_on_disk": self.disk.num_bytes,
+            "records_dropped": self.num_evictions["host"],
+            "records_removed": self.num_evictions["disk"],
+        }
+
+    def _find(self, record: IndexedRecord) -> None:
+        header = record.header
+        if header.fingerprint == self.fingerprint and header.num_ranks == self.num_ranks:
+            self._headers[header.name] = header
+            self._add_on_disk(header.name, record.num_bytes, header.cost, record.uses)
+        else:
+            name = f"{header.name}-{header.fingerprint}.{header.num_ranks}"
+            self._foreign[name] = header
+            self.disk.add(name, record.num_bytes, 0.0)
+
+    def _tiers_of(self, name: str) -> list[GreedyDual]:
+        return [tier for tier in (self.host, self.disk) if name in tier]
+
+    def _arrive(self, name: str) -> None:
+        header = self._headers[name]
+        self._moving.add(name)
+        self.host.add(name, self.bytes_of(header.num_rows), header.cost)
+        self.host.hold(name)
+        if name in self._pinned:
+            self.host.hold(name)
+        if name in self.disk:
+            self.disk.hold(name)
+
+    def _arrived(self, name: str) -> None:
+        self._moving.discard(name)
+        for tier in self._tiers_of(name):
+            tier.let_go(name)
+
+    def _add_on_disk(self, name: str, num_bytes: int, cost: float, uses: int = 1) -> None:
+        self.disk.add(name, num_bytes, cost, uses)
+        if name in self._pinned:
+            self.disk.hold(name)
+
+    def _make_room_in_memory(self, num_bytes: int) -> bool:
+        room = max(self.host_bytes, TRANSIT_BYTES if self.disk_bytes else 0)
+        while self.host.num_bytes + num_bytes > room:
+            name = self.host.evict()
+            if name is None:
+                return False
+            self._dropped(name)
+        return True
+
+    def _make_room_on_disk(self) -> None:
+        while self.disk.num_bytes > self.disk_bytes and (name := self.disk.evict()) is not None:
+            self.num_evictions["disk"] += 1
+            self._unlinked(name)
+
+    def _remove(self, name: str) -> None:
+        if name in self.disk:
+            self.disk.remove(name)
+            self._unlinked(name)
+
+    def _unlinked(self, name: str) -> None:
+        header = self._foreign.pop(name, None) or self._headers[name]
+        if self.index is not None:
+            self.index.forget(header)
+            if header.fingerprint != self.fingerprint or header.num_ranks != self.num_ranks:
+                self.index.unlink(header)
+                return
+        self._orders.removed.append(name)
+        if name not in self.host:
+            self._headers.pop(name, None)
+
+    def _drop(self, name: str) -> None:
+        self.host.remove(name)
+        self._orders.dropped.append(name)
+        if name not in self.disk:
+            self._headers.pop(name, None)
+
+    def _dropped(self, name: str) -> None:
+        self.num_evictions["host"] += 1
+        self._drop(name)

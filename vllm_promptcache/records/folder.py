@@ -1,0 +1,106 @@
+"""A folder of record files, as one worker sees it: its own rank's, of its model and settings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from vllm_promptcache.records.record_file import (
+    RecordHeader,
+    Rows,
+    UnreadableRecordError,
+    file_name,
+    read_record,
+    write_record,
+)
+
+logger = logging.getLogger("vllm.prompt_cache")
+
+# Rows that wait to be written; more are not written, so that a slow disk takes no memory.
+MAX_WAITING_BYTES = 512 << 20
+
+
+class RecordFolder:
+    """Writes one rank's records in the background, reads and removes them.
+
+    Whatever goes wrong is told in the log, once a kind, and the record is absent: no call raises.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, rank: int, num_ranks: int):
+        self.path = path
+        self.fingerprint = fingerprint
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.num_failures = 0
+        self._waiting: queue.Queue[tuple[RecordHeader, Rows] | None] = queue.Queue()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._last_complaint = ""
+        self._writer = threading.Thread(target=self._write_all, name="prompt-cache-records", daemon=True)
+        self._writer.start()
+
+    def write(self, header: RecordHeader, rows: Rows) -> None:
+        """Have a record written. Its rows must not change any more."""
+        num_bytes = _bytes_of(rows)
+        with self._lock:
+            if self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
+                self._complain(header.name, "the disk is too slow, and too much waits to be written")
+                return
+            self._waiting_bytes += num_bytes
+        self._waiting.put((replace(header, rank=self.rank, num_ranks=self.num_ranks), rows))
+
+    def read(self, name: str) -> tuple[RecordHeader, Rows] | None:
+        """A record, or None where it is absent or unusable; then its file is removed."""
+        self.flush()
+        path = self._path_of(name)
+        try:
+            return read_record(path, name, self.fingerprint)
+        except UnreadableRecordError as error:
+            self._complain(name, f"{path.name} is not used, and encoded again: {error}")
+            self.remove(name)
+            return None
+
+    def remove(self, name: str) -> None:
+        """Remove a record's file, if it is there."""
+        self.flush()
+        with contextlib.suppress(OSError):
+            self._path_of(name).unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Wait until everything was written."""
+        self._waiting.join()
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._waiting.put(None)
+        self._writer.join()
+
+    def _path_of(self, name: str) -> Path:
+        return self.path / file_name(name, self.fingerprint, self.rank, self.num_ranks)
+
+    def _write_all(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            header, rows = item
+            try:
+                write_record(self.path, header, rows)
+            except OSError as error:
+                self._complain(header.name, f"cannot be written to {self.path}: {error.strerror or error}")
+            finally:
+                with self._lock:
+                    self._waiting_bytes -= _bytes_of(rows)
+                self._waiting.task_done()
+        self._waiting.task_done()
+
+    def _complain(self, name: str, what: str) -> None:
+        self.num_failures += 1
+        if what != self._last_complaint:
+            self._last_complaint = what
+            logger.warning("Prompt cache: record %s: %s", name[:12], what)
+
+
+def _bytes_of(rows: Rows) -> int:
+    return sum(t.nbytes for pair in rows for t in pair)

@@ -1,0 +1,132 @@
+"""Rotation: keys that were encoded at one position, as they would have been at another.
+
+A key that a rotary module turned at position ``p`` is turned back by the cosines and sines that the module
+has for ``p``, and on by those for the new position. They are the model's own, rounding and scaling
+included, so this holds for every module whose tables depend on the position alone: partial, linear,
+Llama-3 and YaRN scaling, NeoX and GPT-J style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class RotaryTable:
+    """A rotary module's cosines and sines by position, each ``(positions, pairs)``, as the model uses them.
+
+    ``interleaved`` says which dimensions form a pair: ``(2i, 2i + 1)``, as in GPT-J, or ``(i, i + pairs)``,
+    as in NeoX. The first ``2 * pairs`` dimensions of a head are rotated, the rest is left alone.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that the model has."""
+        return self.cos.shape[0]
+
+    def between(self, origin: torch.Tensor, target: torch.Tensor) -> Turn:
+        """What turns keys at positions ``origin`` into keys at ``target``, both int64, ``(tokens,)``."""
+        cos, sin = self.cos[origin].float(), self.sin[origin].float()
+        new_cos, new_sin = self.cos[target].float(), self.sin[target].float()
+        # A table with an attention factor has it in both: it falls out of the quotient.
+        norm = cos * cos + sin * sin
+        return Turn(
+            (new_cos * cos + new_sin * sin) / norm, (new_sin * cos - new_cos * sin) / norm, self.interleaved
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A rotation of some tokens' keys; ``cos`` and ``sin`` are float32, ``(tokens, pairs)``."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
+
+    def apply(self, keys: torch.Tensor) -> torch.Tensor:
+        """Keys ``(tokens, …, dimensions)`` turned: worked out in float32, rounded once to their dtype."""
+        pairs = self.cos.shape[-1]
+        shape = (len(keys), *([1] * (keys.dim() - 2)), pairs)
+        cos, sin = self.cos.reshape(shape), self.sin.reshape(shape)
+        turned = keys[..., : 2 * pairs].float()
+        if self.interleaved:
+            first, second = turned[..., ::2], turned[..., 1::2]
+        else:
+            first, second = turned[..., :pairs], turned[..., pairs:]
+        moved = keys.clone()
+        parts = (first * cos - second * sin, second * cos + first * sin)
+        whole = torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)
+        moved[..., : 2 * pairs] = whole.to(keys.dtype)
+        return moved
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """How a model's layers rotate what they hand to their caches.
+
+    ``tables`` has for each layer its table, None where it has no positions. ``rotates_value`` are the
+    layers whose second row is the rotated one: those of latent attention, whose first is position-free.
+    """
+
+    tables: tuple[RotaryTable | None, ...]
+    rotates_value: tuple[bool, ...]
+
+    def begin(self, origin: torch.Tensor, target: torch.Tensor) -> Move:
+        """A move of tokens from some positions to others, both int64, ``(tokens,)``."""
+        turns: dict[int, Turn] = {}
+        for table in self.tables:
+            if table is not None and id(table) not in turns:
+                turns[id(table)] = table.between(origin, target)
+        return Move(
+            tuple(None if t is None else turns[id(t)] for t in self.tables),
+            self.rotates_value,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """Tokens' states of all layers moved by differences of positions."""
+
+    turns: tuple[Turn | None, ...]
+    rotates_value: tuple[bool, ...]
+
+    def apply(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's rows ``(tokens, …)`` of the tokens, moved."""
+        turn = self.turns[layer]
+        if turn is None:
+            return key, value
+        return (key, turn.apply(value)) if self.rotates_value[layer] else (turn.apply(key), value)
+
+    def of(self, tokens: torch.Tensor | slice) -> Move:
+        """The same for some of the tokens."""
+        kept: dict[int, Turn] = {}
+        for turn in self.turns:
+            if turn is not None and id(turn) not in kept:
+                kept[id(turn)] = Turn(turn.cos[tokens], turn.sin[tokens], turn.interleaved)
+        return Move(tuple(None if t is None else kept[id(t)] for t in self.turns), self.rotates_value)
+
+
+def split_table(cos_sin: torch.Tensor, interleaved: bool) -> RotaryTable:
+    """A table from vLLM's form: cosines and sines beside each other, ``(positions, 2 * pairs)``."""
+    cos, sin = cos_sin.chunk(2, dim=-1)
+    return RotaryTable(cos, sin, interleaved)
+
+
+def check_positions(rotation: Rotation, positions: Sequence[int]) -> None:
+    """Check that all tables have positions.
+
+    Raises:
+        ValueError: one has not.
+    """
+    ends = [table.num_positions for table in rotation.tables if table is not None]
+    if ends and max(positions) >= min(ends):
+        raise ValueError(f"position {max(positions)} is past the {min(ends)} that the model rotates for")
