@@ -23,7 +23,8 @@ STAGES: dict[str, set[str]] = {
     "repairs": {"contract"},
     "blocks": {"contract"},
     "compat": set(),
-    "engine": {"contract", "blocks", "compat"},
+    "records": {"contract", "blocks"},
+    "engine": {"contract", "blocks", "compat", "records"},
     "frontend": {"contract", "pml", "layout", "plan", "repairs", "blocks", "compat"},
     "server": {"contract", "pml", "layout", "plan", "repairs", "blocks", "compat", "frontend"},
 }

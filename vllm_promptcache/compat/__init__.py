@@ -16,6 +16,7 @@ from vllm_promptcache.compat.layers import (
     shares_cache,
     update_cache,
 )
+from vllm_promptcache.compat.rotary import LayerRotary, rotary_of_layers
 from vllm_promptcache.compat.scheduler import (
     attach_message,
     check_kv_cache,
@@ -62,6 +63,8 @@ __all__ = [
     "shares_cache",
     "is_latent",
     "update_cache",
+    "rotary_of_layers",
+    "LayerRotary",
     "no_full_graphs",
     "no_full_graphs_in_v2",
     "replace_model_positions",

@@ -1,8 +1,8 @@
 """The catalog: which records there are, in memory and on disk, and which go when there is no room.
 
-It decides, in the scheduler's process; workers hold the rows and do as they are told, in the order of steps. So
-what it says of memory holds without asking. What it says of disks does not: a file may be gone or damaged.
-A record is fetched from there before anything rests on it, and workers say whether they could.
+It decides, in the scheduler's process; workers hold the rows and do as they are told, in the order of steps.
+So what it says of memory holds without asking. What it says of disks does not: a file may be gone or
+damaged. A record is fetched from there before anything rests on it, and workers say whether they could.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ TRANSIT_BYTES = 512 << 20
 
 @dataclass
 class Orders:
-    """What workers are to do: records to complete, to drop from memory, and to remove from disk."""
+    """What workers are to do with a step: records to drop from memory and to remove from disk before it, and
+    those to write to disk after it."""
 
-    completed: list[RecordHeader] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    written: list[RecordHeader] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.completed or self.dropped or self.removed)
+        return bool(self.dropped or self.removed or self.written)
 
 
 class RecordCatalog:
     """Records by name, in two tiers of so many bytes over all ranks.
 
-    Life of a record: `begin`, then `complete` or `give_up`; in memory until it is dropped; on disk, if
-    there is a tier, until it is removed. `fetching` and `fetched` bring it back into memory. Dropped is
-    what `GreedyDual` says, but nothing that is pinned or on its way.
+    Life of a record: `begin`, then `complete` or `give_up`; from the next step on it is in memory until it is
+    dropped, and on disk, if there is a tier, until it is removed. `fetching` and `fetched` bring it back
+    into memory. Dropped is what `GreedyDual` says, but nothing that is pinned or on its way.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class RecordCatalog:
         self._pinned: set[str] = set()
         self._moving: set[str] = set()
         self._loading: list[str] = []
+        self._completed: list[str] = []
         self._orders = Orders()
         for record in index.records() if index is not None else ():
             self._find(record)
@@ -100,14 +102,7 @@ class RecordCatalog:
 
     def complete(self, name: str) -> None:
         """The step being scheduled writes the last of a record's rows."""
-        self._arrived(name)
-        header = self._headers[name]
-        self._orders.completed.append(header)
-        num_bytes = self.bytes_of(header.num_rows)
-        if self.index is not None and num_bytes <= self.disk_bytes:
-            self._add_on_disk(name, num_bytes, header.cost)
-            self.index.note(IndexedRecord(header, num_bytes, time.time()))
-            self._make_room_on_disk()
+        self._completed.append(name)
 
     def give_up(self, name: str) -> None:
         """What was begun is not completed."""
@@ -118,6 +113,8 @@ class RecordCatalog:
         """A record is about to be fetched: whether there is room for it in memory."""
         if not self._make_room_in_memory(self.bytes_of(self._headers[name].num_rows)):
             return False
+        if name in self._orders.dropped:  # workers have not been told yet
+            self._orders.dropped.remove(name)
         self._arrive(name)
         return True
 
@@ -169,11 +166,15 @@ class RecordCatalog:
             self.discard(name)
 
     def take_orders(self) -> Orders:
-        """What workers are to do in the step being scheduled, after what they load."""
+        """What workers are to do with the step being scheduled."""
         while self.host.num_bytes > self.host_bytes and (name := self.host.evict()) is not None:
             self._dropped(name)
         while self._loading:
             self.host.let_go(self._loading.pop())
+        for name in self._completed:
+            self._arrived(name)
+            self._write(self._headers[name])
+        self._completed.clear()
         orders, self._orders = self._orders, Orders()
         return orders
 
@@ -221,6 +222,14 @@ class RecordCatalog:
         for tier in self._tiers_of(name):
             tier.let_go(name)
 
+    def _write(self, header: RecordHeader) -> None:
+        num_bytes = self.bytes_of(header.num_rows)
+        if self.index is not None and num_bytes <= self.disk_bytes:
+            self._orders.written.append(header)
+            self._add_on_disk(header.name, num_bytes, header.cost)
+            self.index.note(IndexedRecord(header, num_bytes, time.time()))
+            self._make_room_on_disk()
+
     def _add_on_disk(self, name: str, num_bytes: int, cost: float, uses: int = 1) -> None:
         self.disk.add(name, num_bytes, cost, uses)
         if name in self._pinned:
@@ -228,6 +237,8 @@ class RecordCatalog:
 
     def _make_room_in_memory(self, num_bytes: int) -> bool:
         room = max(self.host_bytes, TRANSIT_BYTES if self.disk_bytes else 0)
+        if num_bytes > room:
+            return False
         while self.host.num_bytes + num_bytes > room:
             name = self.host.evict()
             if name is None:
@@ -252,7 +263,10 @@ class RecordCatalog:
             if header.fingerprint != self.fingerprint or header.num_ranks != self.num_ranks:
                 self.index.unlink(header)
                 return
-        self._orders.removed.append(name)
+        if header in self._orders.written:
+            self._orders.written.remove(header)
+        else:
+            self._orders.removed.append(name)
         if name not in self.host:
             self._headers.pop(name, None)
 

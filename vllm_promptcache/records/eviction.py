@@ -1,4 +1,4 @@
-"""Which record goes first: of those that are asked for least, weighted by what it would cost to have again."""
+"""Which record goes first: what is asked for least, weighted by what it would cost to have again."""
 
 from __future__ import annotations
 

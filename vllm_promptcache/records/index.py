@@ -59,7 +59,7 @@ class RecordIndex:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = open(folder / ".lock", "w")  # held as long as the process lives
+        self._lock = open(folder / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -87,7 +87,7 @@ class RecordIndex:
                 continue
             self._changes[key] = record
             found.append(record)
-        self._changes.update({key: None for key in known})
+        self._changes.update(dict.fromkeys(known))
         self.save()
         return sorted(found, key=lambda record: record.used)
 
@@ -112,9 +112,7 @@ class RecordIndex:
         gone = [key for key, record in changes.items() if record is None]
         there = [_row(record) for record in changes.values() if record is not None]
         with self._damage_told(), self._database:
-            self._database.executemany(
-                "DELETE FROM records WHERE name=? AND fingerprint=? AND ranks=?", gone
-            )
+            self._database.executemany("DELETE FROM records WHERE name=? AND fingerprint=? AND ranks=?", gone)
             self._database.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?)", there)
 
     def weights(self) -> dict[str, str]:

@@ -97,9 +97,7 @@ class Move:
     turns: tuple[Turn | None, ...]
     rotates_value: tuple[bool, ...]
 
-    def apply(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def apply(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's rows ``(tokens, …)`` of the tokens, moved."""
         turn = self.turns[layer]
         if turn is None:

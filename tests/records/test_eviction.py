@@ -1,0 +1,62 @@
+"""What goes first, and how close that comes to the best that could be done."""
+
+from benchmarks.eviction import belady, hit_rate, least_recently_used, zipf_trace
+from vllm_promptcache.records.eviction import GreedyDual, encoding_cost
+
+
+def test_equal_entries_go_in_the_order_of_their_last_use() -> None:
+    order = GreedyDual()
+    for name in "abc":
+        order.add(name, 10, 1.0)
+    assert [order.evict() for _ in range(4)] == ["a", "b", "c", None]
+
+
+def test_what_was_used_often_stays_and_ages() -> None:
+    order = GreedyDual()
+    order.add("often", 10, 1.0)
+    for _ in range(3):
+        order.use("often")
+    gone = []
+    for number in range(20):
+        order.add(f"{number}", 10, 1.0)
+        if len(order) > 3:
+            gone.append(order.evict())
+    assert gone[0] == "0"
+    assert "often" in gone
+
+
+def test_held_entries_stay() -> None:
+    order = GreedyDual()
+    order.add("a", 10, 1.0)
+    order.add("b", 10, 1.0)
+    order.hold("a")
+    order.hold("a")
+    assert [order.evict(), order.evict()] == ["b", None]
+    order.let_go("a")
+    assert order.evict() is None
+    order.let_go("a")
+    assert order.evict() == "a"
+    assert order.num_bytes == 0
+
+
+def test_what_is_used_all_the_time_takes_no_memory() -> None:
+    order = GreedyDual()
+    for name in "abc":
+        order.add(name, 1, 1.0)
+    for _ in range(10_000):
+        order.use("b")
+    assert len(order._heap) < 100
+
+
+def test_cost_grows_with_what_is_seen() -> None:
+    assert encoding_cost(100, 0) < encoding_cost(200, 0) / 1.9
+    assert encoding_cost(100, 4096) > 1.9 * encoding_cost(100, 0)
+
+
+def test_on_a_zipf_trace_it_lies_between_lru_and_the_optimum() -> None:
+    trace, sizes = zipf_trace(num_members=2000, num_requests=20_000, exponent=0.9, seed=0)
+    room = sum(sizes.values()) // 10
+    lru = least_recently_used(trace, sizes, room)
+    ours = hit_rate(trace, sizes, room)
+    best = belady(trace, sizes, room)
+    assert lru + 0.02 < ours < best
