@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 
@@ -29,14 +30,25 @@ MALFORMED = {
     "text": "1:1: /: not well-formed XML: syntax error",
     "<schema": "1:1: /: not well-formed XML: unclosed token",
     '<schema name="s">': "1:18: schema[s]: not well-formed XML: no element found",
-    '<schema name="s"><module></schema>': "1:28: schema[s]/module: not well-formed XML: mismatched tag",
-    '<schema name="s">a & b</schema>': "1:21: schema[s]: not well-formed XML: not well-formed (invalid token)",
-    '<schema name="s">&nbsp;</schema>': "1:18: schema[s]: not well-formed XML: undefined entity",
-    '<schema name="s">&#0;</schema>': "1:18: schema[s]: not well-formed XML: reference to invalid character number",
+    '<schema name="s"><module></schema>': (
+        "1:28: schema[s]/module: not well-formed XML: mismatched tag: an element is not closed, or a '<' in text is"
+        " not written &lt;"
+    ),
+    '<schema name="s">a & b</schema>': (
+        "1:20: schema[s]: not well-formed XML: '&' as text is written &amp;, or stands in CDATA"
+    ),
+    '<schema name="s">&nbsp;</schema>': (
+        "1:18: schema[s]: not well-formed XML: '&nbsp;' is no entity of XML: write the character itself, or &#160;"
+    ),
+    '<schema name="s">&#0;</schema>': (
+        "1:18: schema[s]: not well-formed XML: &#0; is U+0000 NULL, which XML cannot hold: leave it out, or register"
+        " the text in the JSON form, which takes any"
+    ),
     '<schema name="s" name="t"/>': "1:18: /: not well-formed XML: duplicate attribute",
     "<prompt schema='s'/><prompt schema='s'/>": "1:21: /: not well-formed XML: junk after document element",
     "<prompt schema='s'>\n\u00e9\u00e9 \x01</prompt>": (
-        "2:4: prompt: not well-formed XML: not well-formed (invalid token)"
+        "2:4: prompt: not well-formed XML: XML cannot hold U+0001 START OF HEADING: leave it out, or register the text"
+        " in the JSON form, which takes any"
     ),
     '<!DOCTYPE schema><schema name="s"/>': "1:1: /: a document type declaration (DTD) is not allowed",
     '<!DOCTYPE a [<!ENTITY x "y">]><schema name="s">&x;</schema>': (
@@ -56,6 +68,51 @@ MALFORMED = {
 @pytest.mark.parametrize("text", MALFORMED)
 def test_what_is_malformed_is_refused(text: str) -> None:
     assert errors_of(text) == [MALFORMED[text]]
+
+
+def test_all_characters_that_are_not_right_are_named_at_once() -> None:
+    text = """<schema name="s" encode="a & b">
+  <module name="a">x\f y < 3 && z \uffff</module>
+  <!-- & < are fine here, \x1b is not -->
+  <module name="b"><![CDATA[ a & b < c \x00]]> ]]> &mdash; &foo; &#12; &amp; &#65; <b p="1<2"/></module>
+</schema>"""
+    prefix = "not well-formed XML: "
+    assert [error.replace(prefix, "").split(": ", 2)[::2] for error in errors_of(text)] == [
+        ["1:28", "'&' as text is written &amp;, or stands in CDATA"],
+        ["2:21", "XML cannot hold U+000C FORM FEED: leave it out, or register the text in the JSON form, which takes any"],
+        ["2:25", "'<' begins no element: as text it is &lt;, or stands in CDATA"],
+        ["2:29", "'&' as text is written &amp;, or stands in CDATA"],
+        ["2:30", "'&' as text is written &amp;, or stands in CDATA"],
+        ["2:34", "XML cannot hold U+FFFF NO CHARACTER: leave it out, or register the text in the JSON form, which takes any"],
+        ["3:27", "XML cannot hold U+001B ESCAPE: leave it out, or register the text in the JSON form, which takes any"],
+        ["4:40", "XML cannot hold U+0000 NULL: leave it out, or register the text in the JSON form, which takes any"],
+        ["4:45", "']]>' in text is written ]]&gt;"],
+        ["4:49", "'&mdash;' is no entity of XML: write the character itself, or &#8212;"],
+        ["4:57", "there is no entity '&foo;': as text it is written &amp;foo;"],
+        ["4:63", "&#12; is U+000C FORM FEED, which XML cannot hold: leave it out, or register the text in the JSON form, which takes any"],
+        ["4:88", "'<' in an attribute's value is written &lt;"],
+    ]  # fmt: skip
+
+
+def test_what_is_no_xml_is_read_once() -> None:
+    """Hostile markup: the reader never goes back over what it has seen."""
+    for piece in ("<a ", '<a "', "<!--", "<![CDATA[", "<a>", "&", "<a b='<", "<?x", '"<'):
+        def calls(number: int, piece: str = piece) -> int:
+            count = 0
+
+            def profile(frame: object, event: str, argument: object) -> None:
+                nonlocal count
+                count += 1
+
+            sys.setprofile(profile)
+            try:
+                with pytest.raises(PMLError):
+                    parse_document("<schema name='s'>" + piece * number)
+            finally:
+                sys.setprofile(None)
+            return count
+
+        assert calls(4000) < 3 * calls(2000) + 1000
 
 
 def test_bytes_that_are_not_utf8_are_refused() -> None:

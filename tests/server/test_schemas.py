@@ -219,3 +219,21 @@ def test_explain_refuses_what_the_request_would(http: httpx.Client) -> None:
     for path in ("/explain", "/schemas", "/schemas/travel/warm"):
         deep = http.post(path, content=b"[" * 100_000, headers={"content-type": "application/json"})
         assert "JSON" in error_of(deep)["message"]
+
+
+def test_a_schema_in_json_takes_any_text(http: httpx.Client, client: openai.OpenAI, name: str) -> None:
+    modules = [{"name": "report 2024.pdf", "text": "\x0c1\x00 \x1b[0m\uffff\r\nBoats."}, {"name": "资料", "text": "B"}]
+    answer = http.post("/schemas", json={"name": name, "modules": modules, "pin": True})
+    assert answer.status_code == 201
+    described = http.get(f"/schemas/{name}").json()
+    assert described["pinned"]
+    assert [module["path"] for module in described["modules"]][1:] == [
+        f"{name}/report 2024.pdf",
+        f"{name}/资料",
+    ]
+    assert http.post("/schemas", json={"name": name, "modules": modules}).status_code == 200
+    pml = f"<prompt schema='{name}'><use module='report 2024.pdf'/><资料/></prompt>"
+    completion = ask(client, pml)
+    assert completion.usage is not None and completion.usage.prompt_tokens > 0
+    error = error_of(http.post("/schemas", json={"name": name, "modules": [{"text": "x"}]}))
+    assert error["code"] == 400 and "modules.0.name: Field required" in error["message"]

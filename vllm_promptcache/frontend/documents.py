@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import PMLError, PMLIssue
@@ -16,6 +17,7 @@ from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.files import find_schema_files
+from vllm_promptcache.pml.json_form import read_schema_form
 from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
 from vllm_promptcache.pml.parser import load_schema_file, parse_document
@@ -64,13 +66,16 @@ class LayoutBuilder:
             raise PMLError(issues)
         return layouts
 
-    def schemas_of(self, text: str | bytes, where: str) -> list[SchemaLayout]:
-        """The layouts of a document that is to be registered; at least one.
+    def schemas_of(self, text: str | bytes | Mapping[str, Any], where: str) -> list[SchemaLayout]:
+        """The layouts of a document that is to be registered, or of a schema in the JSON form; at least one.
 
         Raises:
             PMLError: the document is wrong, or holds a prompt or no schema.
         """
-        schemas = only_schemas(parse_document(text, where, self.limits), where)
+        if isinstance(text, Mapping):
+            schemas: Sequence[SchemaNode] = [read_schema_form(text, where, self.limits)]
+        else:
+            schemas = only_schemas(parse_document(text, where, self.limits), where)
         return self.build(schemas, self.limits.max_placeholders)
 
     def document_of(self, text: str, *, allow_schemas: bool = True) -> RequestDocument:

@@ -63,9 +63,15 @@ class SchemaRegistry:
         return entry
 
     async def register(
-        self, text: str | bytes, *, where: str = "pml", source: str = "api", pin: bool = False
+        self,
+        text: str | bytes | Mapping[str, Any],
+        *,
+        where: str = "pml",
+        source: str = "api",
+        pin: bool = False,
     ) -> Registered:
-        """Register all schemas of a document, or none; with ``pin``, pin and encode them.
+        """Register all schemas of a document, or one in the JSON form, or none; with ``pin``, pin and encode
+        them.
 
         A schema that is registered already with the same content stays as it is, but for ``pin``.
 

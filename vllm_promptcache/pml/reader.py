@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vllm_promptcache.errors import TOO_LARGE, PMLError
 from vllm_promptcache.pml.limits import Limits
+from vllm_promptcache.pml.malformed import mistakes_of
 from vllm_promptcache.pml.source import Place, Source
 
 _AMPERSAND = ord("&")
@@ -49,8 +50,7 @@ def read_element(source: Source, limits: Limits) -> Element:
         reader.parser.Parse(source.data, True)
     except expat.ExpatError as error:
         offset = max(reader.parser.ErrorByteIndex, 0)
-        what = f"not well-formed XML: {expat.ErrorString(error.code)}"
-        raise PMLError([Place(source, offset, reader.innermost, "").issue(what)]) from None
+        raise PMLError(mistakes_of(source, offset, expat.ErrorString(error.code), reader.innermost)) from None
     finally:
         # Its handlers are the reader's methods: in a circle, all would wait for the garbage collector.
         del reader.parser
@@ -61,7 +61,8 @@ def _require_utf8(source: Source) -> None:
     """Expat takes the encoding it is given for a proposal: it goes on to recognize UTF-16."""
     try:
         source.data.decode()
-        offset = source.data.find(b"\0")
+        # A NUL further in is a character that XML cannot hold; here it is the half of one.
+        offset = source.data.find(b"\0", 0, 4)
     except UnicodeDecodeError as error:
         offset = error.start
     if offset >= 0:

@@ -33,6 +33,27 @@ class SchemaBody(BaseModel):
     ttl: float | None = None
 
 
+class SchemaFormBody(BaseModel):
+    """A registration in the JSON form, whose other fields are the schema."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pin: bool = False
+    ttl: float | None = None
+
+
+def registration_of(body: dict[str, Any]) -> tuple[SchemaBody | SchemaFormBody, str | dict[str, Any]]:
+    """A registration and its document: PML, or a schema in the JSON form. Raises RefusedError."""
+    try:
+        if "name" in body and "pml" not in body:
+            form = SchemaFormBody.model_validate(body)
+            return form, dict(form.model_extra or {})
+        registration = SchemaBody.model_validate(body)
+    except ValidationError as error:
+        raise wrong_body(error) from None
+    return registration, registration.pml
+
+
 class ModulesBody(BaseModel):
     """Modules by their paths; all of the schema's without it."""
 

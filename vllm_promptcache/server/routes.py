@@ -19,12 +19,12 @@ from vllm_promptcache.server.answers import answer_modules, answer_plans
 from vllm_promptcache.server.bodies import (
     MAX_NAMES_BYTES,
     ModulesBody,
-    SchemaBody,
     is_json,
     json_bytes,
     read_body,
     read_json,
     read_object,
+    registration_of,
 )
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
 from vllm_promptcache.server.connection import while_connected
@@ -78,16 +78,18 @@ async def _answer(service: PromptCacheService, *entries: SchemaEntry, status_cod
 async def register(request: Request, pin: bool = False) -> Response:
     """Register the schemas of a document: 201, or 200 where all of them are known as they are.
 
-    The body is PML, or JSON with ``pml`` and ``pin``. One schema is answered as itself, several as a list.
+    The body is PML, or JSON with ``pml`` or a schema in the JSON form, and ``pin``. One schema is answered as
+    itself, several as a list.
     """
     service = await _managed(request)
     max_bytes = service.config.max_document_bytes
-    document: str | bytes
+    document: str | bytes | dict[str, Any]
     if is_json(request):
-        body = await read_json(request, SchemaBody, json_bytes(max_bytes), service.registry.link)
-        if body.ttl is not None:
+        body = await read_object(request, json_bytes(max_bytes), service.registry.link)
+        registration, document = registration_of(body)
+        if registration.ttl is not None:
             raise RefusedError("ttl is not supported yet", field="ttl")
-        document, pin, where = body.pml, body.pin or pin, "pml"
+        pin, where = registration.pin or pin, "pml" if isinstance(document, str) else "body"
     else:
         document, where = await read_body(request, max_bytes), "body"
     registered = await service.registry.register(document, where=where, pin=pin)

@@ -1,0 +1,232 @@
+"""Schemas in JSON, for programs that have their texts at hand: any text, with nothing to be escaped.
+
+    {"name": "files", "modules": [{"name": "a.pdf", "text": "…"}, {"name": "b.pdf", "text": "…"}]}
+
+Texts are taken as they are, every character. The tree of nodes is the one that PML of the same meaning has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from vllm_promptcache.errors import IssueList, PMLError
+from vllm_promptcache.pml.attributes import name_problem
+from vllm_promptcache.pml.characters import describe_character
+from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
+from vllm_promptcache.pml.names import check_names
+from vllm_promptcache.pml.nodes import (
+    ModuleNode,
+    ParameterNode,
+    PoolNode,
+    RoleNode,
+    ScaffoldNode,
+    SchemaChild,
+    SchemaNode,
+    TextNode,
+    UnionNode,
+)
+from vllm_promptcache.pml.source import Place, Source
+
+_KINDS = ("parameter", "union", "pool", "role")
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ParameterForm(_Form):
+    """A parameter of the module in whose `content` it stands."""
+
+    parameter: str
+    length: Annotated[int, Field(ge=1, le=999_999_999)]
+    default: str | None = None
+    required: bool = False
+    scaffold: str = ""
+    placeholder: Literal["unk", "none"] | None = None
+
+
+class _WithContent(_Form):
+    """What holds text and more: in the order of `content` or, shorter, its `text` and then its `modules`."""
+
+    text: str | None = None
+    modules: list[ContentForm] | None = None
+    content: list[ContentForm] | None = None
+
+
+class ModuleForm(_WithContent):
+    """A module."""
+
+    name: str
+    cache: bool = True
+
+
+class UnionForm(_Form):
+    """Modules of which a prompt takes at most one."""
+
+    union: list[ModuleForm]
+    name: str | None = None
+    scaffold: str | None = None
+
+
+class PoolForm(_Form):
+    """A pool, by its name, and its first members."""
+
+    pool: str
+    length: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
+    modules: list[ModuleForm] = []
+
+
+class RoleForm(_WithContent):
+    """A message."""
+
+    role: Literal["system", "user", "assistant"]
+
+
+def _kind(item: Any) -> str:
+    if isinstance(item, str):
+        return "text"
+    given = item if isinstance(item, Mapping) else {}
+    return next((kind for kind in _KINDS if kind in given), "module")
+
+
+ContentForm = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[ParameterForm, Tag("parameter")]
+    | Annotated[UnionForm, Tag("union")]
+    | Annotated[PoolForm, Tag("pool")]
+    | Annotated[RoleForm, Tag("role")]
+    | Annotated[ModuleForm, Tag("module")],
+    Discriminator(_kind),
+]
+
+
+class SchemaForm(_WithContent):
+    """A schema. `scaffolds` are lists of modules, each by its path."""
+
+    name: str
+    encode: Literal["context", "isolated", "sequence"] = "context"
+    scaffolds: list[Annotated[list[str], Field(min_length=1)]] = []
+
+
+def read_schema_form(data: Any, where: str = "body", limits: Limits = DEFAULT_LIMITS) -> SchemaNode:
+    """The syntax tree of a schema in JSON's types. Raises PMLError with every mistake."""
+    source = Source(where, b"")
+    try:
+        form = SchemaForm.model_validate(data)
+    except ValidationError as error:
+        raise PMLError([source.issue(_message(dict(one))) for one in error.errors()[:100]]) from None
+    issues = IssueList()
+    schema = _Builder(source, issues, limits).schema(form)
+    check_names(schema, issues, limits)
+    issues.raise_if_any()
+    return schema
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    steps = [str(step) for step in error["loc"] if step not in (*_KINDS, "module", "text") or step == error["loc"][-1]]
+    return f"{'.'.join(steps) or 'the schema'}: {error['msg']}"
+
+
+class _Builder:
+    """Forms to nodes, within limits."""
+
+    def __init__(self, source: Source, issues: IssueList, limits: Limits) -> None:
+        self._source = source
+        self._issues = issues
+        self._limits = limits
+        self._num_modules = 0
+
+    def schema(self, form: SchemaForm) -> SchemaNode:
+        place = self._place(None, "schema", form.name)
+        children = self._children(form, place, depth=1)
+        if len(form.scaffolds) > self._limits.max_scaffolds:
+            self._issues.add(place.issue(f"more than {self._limits.max_scaffolds} scaffolds"))
+        scaffolds = [
+            ScaffoldNode(tuple([tuple(path.split("/")) for path in paths]), self._place(place, "scaffold"))
+            for paths in form.scaffolds[: self._limits.max_scaffolds]
+        ]
+        for child in children:
+            if isinstance(child, ParameterNode):
+                self._issues.add(child.place.issue("a parameter cannot stand directly under 'schema'"))
+        return SchemaNode(form.name, form.encode, (*children, *scaffolds), place)
+
+    def _place(self, parent: Place | None, tag: str, name: str | None = None) -> Place:
+        place = Place(self._source, 0, parent, tag, name)
+        if name is not None and (problem := name_problem(name)):
+            self._issues.add(place.issue(problem))
+        return place
+
+    def _children(
+        self, form: _WithContent, place: Place, depth: int, in_role: bool = False
+    ) -> tuple[SchemaChild, ...]:
+        if form.content is not None and (form.text is not None or form.modules is not None):
+            self._issues.add(place.issue("'content' stands for 'text' and 'modules': give one or the other"))
+        items: Iterable[Any] = form.content or ()
+        if form.content is None:
+            items = [*([] if form.text is None else [form.text]), *(form.modules or ())]
+        if depth > self._limits.max_depth:
+            raise PMLError([place.issue(f"more than {self._limits.max_depth} levels of elements")])
+        children = [self._child(item, place, depth + 1, in_role) for item in items]
+        return tuple([child for child in children if child is not None])
+
+    def _child(self, item: Any, parent: Place, depth: int, in_role: bool) -> SchemaChild | None:
+        if isinstance(item, str):
+            return self._text(item, parent)
+        if isinstance(item, ModuleForm):
+            return self._module(item, parent, depth, in_role)
+        if isinstance(item, UnionForm):
+            place = self._place(parent, "union", item.name)
+            members = self._members(item.union, place, depth, in_role)
+            return UnionNode(item.name, item.scaffold, members, place)
+        if isinstance(item, PoolForm):
+            place = self._place(parent, "pool", item.pool)
+            members = self._members(item.modules, place, depth, in_role)
+            self._only_text(members)
+            return PoolNode(item.pool, item.length, members, place)
+        if isinstance(item, RoleForm):
+            place = self._place(parent, item.role)
+            if in_role:
+                self._issues.add(place.issue("roles do not nest in each other"))
+            return RoleNode(item.role, self._children(item, place, depth, in_role=True), place)
+        return self._parameter(item, parent)
+
+    def _module(self, form: ModuleForm, parent: Place, depth: int, in_role: bool) -> ModuleNode:
+        place = self._place(parent, "module", form.name)
+        self._num_modules += 1
+        if self._num_modules > self._limits.max_modules:
+            raise PMLError([place.issue(f"more than {self._limits.max_modules} modules")])
+        return ModuleNode(form.name, form.cache, self._children(form, place, depth, in_role), place)
+
+    def _members(
+        self, forms: Sequence[ModuleForm], place: Place, depth: int, in_role: bool
+    ) -> tuple[ModuleNode, ...]:
+        return tuple([self._module(form, place, depth + 1, in_role) for form in forms])
+
+    def _only_text(self, members: Sequence[ModuleNode]) -> None:
+        for member in members:
+            if not all(isinstance(child, TextNode | ParameterNode) for child in member.children):
+                self._issues.add(member.place.issue("a pool's member holds text and parameters only"))
+
+    def _parameter(self, form: ParameterForm, parent: Place) -> ParameterNode:
+        place = self._place(parent, "parameter", form.parameter)
+        self._check(form.scaffold, place)
+        self._check(form.default or "", place)
+        return ParameterNode(
+            form.parameter, form.length, form.scaffold, form.default, form.required, form.placeholder, place
+        )
+
+    def _text(self, text: str, parent: Place) -> TextNode | None:
+        place = self._place(parent, "")
+        self._check(text, place)
+        return TextNode(text, place) if text else None
+
+    def _check(self, text: str, place: Place) -> None:
+        """Refuses the one thing that is no text: half of a pair, as JSON can write it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = f"the text has {describe_character(text[error.start])} at index {error.start}"
+            self._issues.add(place.issue(f"{what}, which is no text"))
