@@ -97,6 +97,7 @@ def test_all_characters_that_are_not_right_are_named_at_once() -> None:
 def test_what_is_no_xml_is_read_once() -> None:
     """Hostile markup: the reader never goes back over what it has seen."""
     for piece in ("<a ", '<a "', "<!--", "<![CDATA[", "<a>", "&", "<a b='<", "<?x", '"<'):
+
         def calls(number: int, piece: str = piece) -> int:
             count = 0
 

@@ -25,7 +25,10 @@ SAME: list[tuple[dict[str, Any], str]] = [
         {
             "name": "s",
             "content": [
-                {"role": "system", "content": ["S", {"name": "a", "cache": False, "modules": [{"name": "b"}]}]},
+                {
+                    "role": "system",
+                    "content": ["S", {"name": "a", "cache": False, "modules": [{"name": "b"}]}],
+                },
                 {"union": [{"name": "c"}, {"name": "d", "text": "D"}], "name": "u", "scaffold": "d"},
                 "end",
                 {"pool": "p", "length": 9, "modules": [{"name": "m", "text": "M"}]},
@@ -44,7 +47,13 @@ SAME: list[tuple[dict[str, Any], str]] = [
                     "name": "a",
                     "content": [
                         "x ",
-                        {"parameter": "p", "length": 3, "default": "d", "required": True, "placeholder": "none"},
+                        {
+                            "parameter": "p",
+                            "length": 3,
+                            "default": "d",
+                            "required": True,
+                            "placeholder": "none",
+                        },
                         {"parameter": "q", "length": 1, "scaffold": "t"},
                     ],
                 }
@@ -84,15 +93,24 @@ WRONG: list[tuple[Any, str]] = [
     ({"name": "s", "pin": True}, "pin: Extra inputs are not permitted"),
     ({"name": "s", "modules": [{"text": "x"}]}, "modules.0.name: Field required"),
     ({"name": "s", "modules": [{"name": "a", "text": 3}]}, "modules.0.text: Input should be a valid string"),
-    ({"name": "s", "modules": [{"name": ""}]}, "schema[s]/module[]: a name needs a character that can be seen"),
+    (
+        {"name": "s", "modules": [{"name": ""}]},
+        "schema[s]/module[]: a name needs a character that can be seen",
+    ),
     ({"name": "s", "modules": [{"name": "a"}, {"name": "a"}]}, "the name 'a' is taken by another module"),
     ({"name": "s", "text": "x", "content": []}, "'content' stands for 'text' and 'modules'"),
     ({"name": "s", "content": [{"parameter": "p", "length": 2}]}, "cannot stand directly under 'schema'"),
     ({"name": "s", "content": [{"role": "user", "modules": [{"role": "user"}]}]}, "roles do not nest"),
     ({"name": "s", "scaffolds": [["a"]]}, "schema[s]/scaffold/@modules: unknown module 'a'"),
-    ({"name": "s", "content": [{"pool": "p", "modules": [{"name": "a", "modules": [{"name": "b"}]}]}]}, "only"),
+    (
+        {"name": "s", "content": [{"pool": "p", "modules": [{"name": "a", "modules": [{"name": "b"}]}]}]},
+        "only",
+    ),
     ({"name": "s/t"}, "of a schema has a '/'"),
-    ({"name": "s", "modules": [{"name": "a", "text": "x\ud800"}]}, "U+D800 LONE SURROGATE at index 1, which is no text"),
+    (
+        {"name": "s", "modules": [{"name": "a", "text": "x\ud800"}]},
+        "U+D800 LONE SURROGATE at index 1, which is no text",
+    ),
     (deep(70), "more than 64 levels of elements"),
 ]
 

@@ -222,7 +222,10 @@ def test_explain_refuses_what_the_request_would(http: httpx.Client) -> None:
 
 
 def test_a_schema_in_json_takes_any_text(http: httpx.Client, client: openai.OpenAI, name: str) -> None:
-    modules = [{"name": "report 2024.pdf", "text": "\x0c1\x00 \x1b[0m\uffff\r\nBoats."}, {"name": "资料", "text": "B"}]
+    modules = [
+        {"name": "report 2024.pdf", "text": "\x0c1\x00 \x1b[0m\uffff\r\nBoats."},
+        {"name": "资料", "text": "B"},
+    ]
     answer = http.post("/schemas", json={"name": name, "modules": modules, "pin": True})
     assert answer.status_code == 201
     described = http.get(f"/schemas/{name}").json()

@@ -126,7 +126,11 @@ def read_schema_form(data: Any, where: str = "body", limits: Limits = DEFAULT_LI
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    steps = [str(step) for step in error["loc"] if step not in (*_KINDS, "module", "text") or step == error["loc"][-1]]
+    steps = [
+        str(step)
+        for step in error["loc"]
+        if step not in (*_KINDS, "module", "text") or step == error["loc"][-1]
+    ]
     return f"{'.'.join(steps) or 'the schema'}: {error['msg']}"
 
 

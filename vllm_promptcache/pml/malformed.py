@@ -1,4 +1,4 @@
-"""What is wrong with a document that is no XML: every character that is not right, with what to write instead.
+"""What is wrong with a document that is no XML: each character that is not right, with what to write instead.
 
 A parser stops at the first one. This looks at the rest as well, on a way of its own that never goes back.
 """
