@@ -28,15 +28,25 @@ def test_files_and_folders_are_read_in_order(tmp_path: Path) -> None:
     ]
 
 
+def test_a_folder_may_hold_prompts_as_well() -> None:
+    """So a folder that `check` takes can be served: the examples, for one."""
+    examples = Path(__file__).parents[2] / "examples"
+    assert list(examples.glob("prompt.pml"))
+    found = load_schema_files([str(examples)], PromptCacheConfig())
+    assert [node.name for _, node in found] == ["travel"]
+
+
 def test_all_mistakes_of_all_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "1.pml").write_text(schema("a"))
     (tmp_path / "2.pml").write_text("<schema><module/></schema>")
     (tmp_path / "3.pml").write_text(schema("a"))
     (tmp_path / "4.pml").write_text("<prompt schema='a'/>")
+    (tmp_path / "5.pml").write_text("<pml/>")
     with pytest.raises(PMLError) as caught:
-        load_schema_files([str(tmp_path), str(tmp_path / "none.pml")], PromptCacheConfig())
+        load_schema_files([str(tmp_path), *(str(tmp_path / name) for name in ("4.pml", "none.pml"))], PromptCacheConfig())
     wheres = [(Path(issue.where).name, issue.line) for issue in caught.value.issues]
-    assert sorted(wheres) == [("2.pml", 1), ("2.pml", 1), ("3.pml", 1), ("4.pml", 1), ("none.pml", 1)]
+    names = ("2.pml", "2.pml", "3.pml", "4.pml", "5.pml", "none.pml")
+    assert sorted(wheres) == [(name, 1) for name in names]
     assert "another schema 'a'" in str(caught.value)
 
 

@@ -133,6 +133,8 @@ def _key(text: str) -> str:
 def load_schema_files(paths: Iterable[str], config: PromptCacheConfig) -> list[tuple[str, SchemaNode]]:
     """The schemas of files and folders with the files they stand in, in order; nothing is tokenized.
 
+    A folder may hold documents with nothing but a prompt: those are left alone.
+
     Raises:
         PMLError: with the mistakes of all files, names that are taken twice among them.
     """
@@ -140,9 +142,13 @@ def load_schema_files(paths: Iterable[str], config: PromptCacheConfig) -> list[t
     found: list[tuple[str, SchemaNode]] = []
     issues: list[PMLIssue] = []
     files: dict[str, str] = {}
-    for path in (file for given in paths for file in find_schema_files(Path(given).expanduser())):
+    given = [Path(path).expanduser() for path in paths]
+    for path, is_named in ((file, file == path) for path in given for file in find_schema_files(path)):
         try:
-            schemas = only_schemas(load_schema_file(path, limits), str(path))
+            document = load_schema_file(path, limits)
+            if document.prompt is not None and not document.schemas and not is_named:
+                continue
+            schemas = only_schemas(document, str(path))
         except PMLError as error:
             issues += error.issues
             continue
