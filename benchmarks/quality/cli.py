@@ -12,7 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.settings import RESULTS
+from benchmarks.quality.models import MODELS, find_model
 from benchmarks.quality.prompts import PLACES
 from benchmarks.quality.questions import (
     LEFT_OUT,
@@ -27,8 +29,6 @@ from benchmarks.quality.questions import (
 from benchmarks.quality.rows import FirstTokens, Rows
 from benchmarks.quality.summary import panels, summarize, tables
 from benchmarks.quality.ways import DEFAULT_WAYS, Way, read_ways
-from benchmarks.quality_models import MODELS, find_model
-from benchmarks.settings import RESULTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,7 +179,7 @@ def write_report(out: Path, ways: Sequence[Way], asked: Sequence[Question], name
 
 
 def _plot(summary: dict[str, Any], path: Path) -> Path | None:
-    from benchmarks.plot import save_plot
+    from benchmarks.harness.plot import save_plot
 
     try:
         save_plot(panels(summary), path.with_suffix(".svg"))

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from benchmarks.harness.spread import interleave
 from benchmarks.quality.engine import Ask, QualityEngine
 from benchmarks.quality.prompts import PromptMaker
 from benchmarks.quality.questions import Question
 from benchmarks.quality.rows import Rows
 from benchmarks.quality.ways import Way
-from benchmarks.spread import interleave
 
 ROUNDS = 3
 

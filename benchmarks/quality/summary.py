@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plot import Panel, Series
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import NOT_MEASURED, Table
+from benchmarks.harness.spread import Place, Spread, ratio_of
 from benchmarks.quality.bootstrap import Interval, interval, paired
 from benchmarks.quality.rows import Row
 from benchmarks.quality.ways import FULL, Way
-from benchmarks.report import NOT_MEASURED, Table
-from benchmarks.spread import Place, Spread, ratio_of
 
 # Metrics by their name in rows: the column's title, its scale, digits shown.
 METRICS: dict[str, tuple[str, float, int]] = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.quality.laboratory.bench import Bench
-from benchmarks.quality.laboratory.encodings import Company
-from benchmarks.quality.laboratory.states import Model, Modules
+from benchmarks.laboratory.bench import Bench
+from benchmarks.laboratory.encodings import Company
+from benchmarks.laboratory.states import Model, Modules
 from benchmarks.quality.prompts import PromptMaker
 from benchmarks.quality.questions import LEFT_OUT, Question, among_others
 from benchmarks.quality.ways import Way

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cli, conversation, decode, memory, overhead, tax, throughput, ttft
-from benchmarks.plot import Panel, Series, save_plot
-from benchmarks.report import Figure, Table, figure_table, render
-from benchmarks.run import Run, RunError
-from benchmarks.settings import Settings
-from benchmarks.spread import Spread
+from benchmarks.harness import cli
+from benchmarks.harness.plot import Panel, Series, save_plot
+from benchmarks.harness.report import Figure, Table, figure_table, render
+from benchmarks.harness.run import Run, RunError
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.spread import Spread
+from benchmarks.speed import conversation, decode, memory, overhead, tax, throughput, ttft
 
 SETTINGS = Settings(model="/somewhere/a-model")
 
@@ -60,7 +61,7 @@ def test_a_report_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(ttft, "run", measure)
     out = tmp_path / "x.json"
     given = ["--model", str(tmp_path), "ttft", "--grid", "4000:24:8", "--out", str(out), "--resume"]
-    monkeypatch.setattr("benchmarks.settings.read_settings", lambda args: SETTINGS)
+    monkeypatch.setattr("benchmarks.harness.settings.read_settings", lambda args: SETTINGS)
     assert cli.main(given) == 0
     text = out.with_suffix(".md").read_text()
     assert f"`python -m benchmarks --model {tmp_path} ttft --grid 4000:24:8`" in text

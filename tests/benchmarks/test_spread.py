@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.spread import Spread, by_place, interleave, pair_ratios, ratio_of
+from benchmarks.harness.spread import Spread, by_place, interleave, pair_ratios, ratio_of
 
 
 def test_spread_is_median_and_quartiles() -> None:

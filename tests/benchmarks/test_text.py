@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from benchmarks.modules import joined_ids, joined_text, make_schema, shuffled, some
-from benchmarks.text import Corpus, TextSource, installed_descriptions, ragged_lengths, read_corpus
+from benchmarks.harness.modules import joined_ids, joined_text, make_schema, shuffled, some
+from benchmarks.harness.text import Corpus, TextSource, installed_descriptions, ragged_lengths, read_corpus
 from tests.byte_tokenizer import byte_tokenizer
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.pml.parser import parse_document

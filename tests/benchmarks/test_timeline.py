@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import marks, timeline
-from benchmarks.run import Run
-from benchmarks.settings import Settings
-from benchmarks.timeline import marked_servers, read_marks, stages_of
+from benchmarks.harness.run import Run
+from benchmarks.harness.settings import Settings
+from benchmarks.speed import marks, timeline
+from benchmarks.speed.timeline import marked_servers, read_marks, stages_of
 
 MS = 1_000_000
 # Two layers' attention of 3 and 4 ms inside a forward pass of 20.

@@ -43,7 +43,9 @@ def test_all_mistakes_of_all_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "4.pml").write_text("<prompt schema='a'/>")
     (tmp_path / "5.pml").write_text("<pml/>")
     with pytest.raises(PMLError) as caught:
-        load_schema_files([str(tmp_path), *(str(tmp_path / name) for name in ("4.pml", "none.pml"))], PromptCacheConfig())
+        load_schema_files(
+            [str(tmp_path), *(str(tmp_path / name) for name in ("4.pml", "none.pml"))], PromptCacheConfig()
+        )
     wheres = [(Path(issue.where).name, issue.line) for issue in caught.value.issues]
     names = ("2.pml", "2.pml", "3.pml", "4.pml", "5.pml", "none.pml")
     assert sorted(wheres) == [(name, 1) for name in names]

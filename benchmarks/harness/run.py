@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
-from benchmarks.settings import RESULTS, Settings
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.settings import RESULTS, Settings
 
 Result = dict[str, Any]
 Cell = dict[str, Any]

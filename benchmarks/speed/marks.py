@@ -1,4 +1,4 @@
-"""Marks on the way of a request: a vLLM plugin that `benchmarks.timeline` loads into a server's processes.
+"""Marks on the way of a request: a vLLM plugin that `timeline` loads into a server's processes.
 
 It stands alone: a server's processes see this file and nothing else of the benchmarks. Each mark is a line
 ``NANOSECONDS NAME begin|end`` of a clock that the processes of a machine share, in a file for each process in

@@ -14,9 +14,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from benchmarks.ask import Ask
-from benchmarks.modules import Module, joined_ids, make_module, prompt_pml
-from benchmarks.text import TextSource
+from benchmarks.harness.ask import Ask
+from benchmarks.harness.modules import Module, joined_ids, make_module, prompt_pml
+from benchmarks.harness.text import TextSource
 
 FEWEST, MOST = 5, 10
 NUM_SHELVES = 16
@@ -46,7 +46,7 @@ class Question:
 class Shelves:
     """A pool of documents; questions are drawn from it with a generator of its own."""
 
-    name = "pool"
+    name = "shelves"
 
     def __init__(
         self, documents: Sequence[Module], num_shelves: int, source: TextSource, zipf: float, seed: int

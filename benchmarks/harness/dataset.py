@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.benchmarks.datasets import BenchmarkDataset, SampleRequest
 
-from benchmarks.ask import CHAT, Ask
+from benchmarks.harness.ask import CHAT, Ask
 
 
 class PMLDataset(BenchmarkDataset):

@@ -17,16 +17,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks import marks
-from benchmarks.grid import Point
-from benchmarks.load import Client
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table, shown
-from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server
-from benchmarks.spread import Spread, interleave
-from benchmarks.text import TextSource, read_corpus
-from benchmarks.ttft import WAYS, Measurement
+from benchmarks.harness.load import Client
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table, shown
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.servers import Plugin, Server
+from benchmarks.harness.spread import Spread, interleave
+from benchmarks.harness.text import TextSource, read_corpus
+from benchmarks.speed import marks
+from benchmarks.speed.grid import Point
+from benchmarks.speed.ttft import WAYS, Measurement
 
 # Between two requests, until the server has finished with the first one.
 PAUSE_S = 0.05
@@ -104,7 +104,7 @@ def _measure(measurement: Measurement, ways: Sequence[str], rounds: int, folder:
 
 @contextlib.contextmanager
 def marked_servers() -> Iterator[Path]:
-    """Servers that start meanwhile load ``benchmarks.marks`` as a plugin; marks arrive in the folder.
+    """Servers that start meanwhile load ``benchmarks.speed.marks`` as a plugin; marks arrive in the folder.
 
     vLLM finds its plugins by their entry points, so a folder on the module path has one.
     """

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 # Room that is always left behind the longest cached text, for new tokens and the answer.
 RESERVED_POSITIONS = 256 + 128
 # Lengths are round to people, not to blocks: neither vLLM's prefix cache nor the composed way is lucky.

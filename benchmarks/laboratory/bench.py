@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality.laboratory.encodings import Company, encode
-from benchmarks.quality.laboratory.states import Ints, Model, Modules, States
+from benchmarks.laboratory.encodings import Company, encode
+from benchmarks.laboratory.states import Ints, Model, Modules, States
 
 
 class Bench:

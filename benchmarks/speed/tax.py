@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.ask import Ask
-from benchmarks.load import Client, ask_at_once
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table, shown
-from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server, let_others_rest
-from benchmarks.spread import Place, Spread, by_place, interleave, ratio_of
-from benchmarks.text import TextSource, read_corpus
+from benchmarks.harness.ask import Ask
+from benchmarks.harness.load import Client, ask_at_once
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table, shown
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.servers import Plugin, Server, let_others_rest
+from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_of
+from benchmarks.harness.text import TextSource, read_corpus
 
 WAYS = {"on": Plugin.ON, "off": Plugin.OFF, "absent": Plugin.ABSENT}
 # Kind of traffic: what is measured of it.

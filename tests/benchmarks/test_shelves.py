@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.modules import joined_ids
-from benchmarks.retrieval import Shelves, place
-from benchmarks.text import Corpus, TextSource
+from benchmarks.harness.modules import joined_ids
+from benchmarks.harness.text import Corpus, TextSource
+from benchmarks.speed.shelves import Shelves, place
 from tests.byte_tokenizer import byte_tokenizer
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.plan.build import build_plan

@@ -1,7 +1,8 @@
 """What vLLM's CPU attention kernel takes by itself: no request with a context is faster than this.
 
-``python -m benchmarks.attention --new 1,16,24 --cached 4000``: milliseconds of a forward pass's attention,
-all layers one after the other on one core, in bfloat16. Each layer has a KV cache of its own, as in a model.
+``python -m benchmarks.speed.attention --new 1,16,24 --cached 4000``: milliseconds of a forward pass's
+attention, all layers one after the other on one core, in bfloat16. Each layer has a KV cache of its own, as
+in a model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import os
 import time
 
-from benchmarks.spread import Spread
+from benchmarks.harness.spread import Spread
 
 
 def main() -> None:

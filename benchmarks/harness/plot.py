@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.spread import Spread
+from benchmarks.harness.spread import Spread
 
 
 @dataclass(frozen=True)

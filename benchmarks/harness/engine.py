@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from benchmarks.settings import Settings
+from benchmarks.harness.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -6,8 +6,8 @@ have the hash that is written down here. It is converted once to a float32 safet
 user's cache, like the embedded model; the tokenizer is built directly from what the file says, as the
 model's authors publish it.
 
-    python -m benchmarks.quality_models                        # the folder of qwen2.5-coder-0.5b
-    python -m benchmarks.quality_models smollm2-135m           # the embedded model's
+    python -m benchmarks.quality.models                        # the folder of qwen2.5-coder-0.5b
+    python -m benchmarks.quality.models smollm2-135m           # the embedded model's
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.settings import RESULTS, Settings
+from benchmarks.harness.settings import RESULTS, Settings
 
 MODEL_NAME = "benchmarked"
 START_TIMEOUT_S = 900

@@ -17,8 +17,8 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from benchmarks.ask import CHAT, COMPLETIONS, Ask
-from benchmarks.servers import MODEL_NAME, Server, ServerError
+from benchmarks.harness.ask import CHAT, COMPLETIONS, Ask
+from benchmarks.harness.servers import MODEL_NAME, Server, ServerError
 
 # vLLM's names for the two request functions.
 BACKENDS = {COMPLETIONS: "openai", CHAT: "openai-chat"}
@@ -69,7 +69,7 @@ class Client:
         """
         from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS, RequestFuncInput
 
-        from benchmarks.dataset import to_sample
+        from benchmarks.harness.dataset import to_sample
 
         sample = to_sample(ask)
         request = RequestFuncInput(
@@ -137,7 +137,7 @@ def ask_at_once(server: Server, asks: Sequence[Ask], concurrency: int) -> Burst:
     """All requests, so many at a time: ``vllm bench serve --max-concurrency``."""
     from vllm.benchmarks.serve import TaskType, benchmark
 
-    from benchmarks.dataset import PMLDataset
+    from benchmarks.harness.dataset import PMLDataset
 
     samples = PMLDataset(asks).sample()
     with contextlib.redirect_stdout(io.StringIO()):

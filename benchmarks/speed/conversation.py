@@ -9,15 +9,15 @@ from uuid import uuid4
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.ask import Ask
-from benchmarks.load import Client, cached_tokens
-from benchmarks.modules import Schema, joined_text, make_schema
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table, shown
-from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server
-from benchmarks.spread import Spread, by_place, interleave, ratio_of
-from benchmarks.text import TextSource, read_corpus
+from benchmarks.harness.ask import Ask
+from benchmarks.harness.load import Client, cached_tokens
+from benchmarks.harness.modules import Schema, joined_text, make_schema
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table, shown
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.servers import Plugin, Server
+from benchmarks.harness.spread import Spread, by_place, interleave, ratio_of
+from benchmarks.harness.text import TextSource, read_corpus
 
 WAYS = {
     "composed": "composed; the first turn was asked here",

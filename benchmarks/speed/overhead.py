@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engine import core_of, in_own_process, make_engine, one_layer_of, runner_of
-from benchmarks.modules import make_schema
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table
-from benchmarks.run import Cell, Result, Run
-from benchmarks.settings import Settings
-from benchmarks.spread import Spread
-from benchmarks.stopwatch import VLLM, Stopwatch, watch_plugin
-from benchmarks.text import TextSource, read_corpus
+from benchmarks.harness.engine import core_of, in_own_process, make_engine, one_layer_of, runner_of
+from benchmarks.harness.modules import make_schema
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.spread import Spread
+from benchmarks.harness.stopwatch import VLLM, Stopwatch, watch_plugin
+from benchmarks.harness.text import TextSource, read_corpus
 
 NUM_NEW_TOKENS = 16
 # Stages of the front end, timed one by one, then classes of the engine, by what their names hold.

@@ -52,7 +52,7 @@ def _version(name: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit, with a plus sign where the working tree differs from it."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     try:
         commit = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")

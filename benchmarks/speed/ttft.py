@@ -12,17 +12,17 @@ from uuid import uuid4
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.ask import Ask
-from benchmarks.grid import NAMED, Point, points_of
-from benchmarks.load import ask_in_turn, reuse
-from benchmarks.modules import Schema, joined_ids, joined_text, make_schema, shuffled, some
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table, shown
-from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server
-from benchmarks.settings import Settings
-from benchmarks.spread import Place, Spread, by_place, interleave, ratio_of
-from benchmarks.text import TextSource, read_corpus
+from benchmarks.harness.ask import Ask
+from benchmarks.harness.load import ask_in_turn, reuse
+from benchmarks.harness.modules import Schema, joined_ids, joined_text, make_schema, shuffled, some
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table, shown
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.servers import Plugin, Server
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_of
+from benchmarks.harness.text import TextSource, read_corpus
+from benchmarks.speed.grid import NAMED, Point, points_of
 
 # What is compared. All go to one server with the plugin on; only `warm…` and `cold…` carry PML.
 WAYS = {

@@ -10,14 +10,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.load import ask_at_once
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table, shown
-from benchmarks.retrieval import Question, Shelves
-from benchmarks.run import Cell, Result, Run
-from benchmarks.servers import Plugin, Server, let_others_rest
-from benchmarks.spread import Spread, by_place, interleave, ratio_of
-from benchmarks.text import TextSource, read_corpus
+from benchmarks.harness.load import ask_at_once
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table, shown
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.servers import Plugin, Server, let_others_rest
+from benchmarks.harness.spread import Spread, by_place, interleave, ratio_of
+from benchmarks.harness.text import TextSource, read_corpus
+from benchmarks.speed.shelves import Question, Shelves
 
 WAYS = {"off": "vLLM, prefix cache off", "on": "vLLM, prefix cache on", "composed": "composed"}
 

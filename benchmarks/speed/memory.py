@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 from xml.sax.saxutils import escape
 
-from benchmarks.engine import core_of, in_own_process, make_engine, one_layer_of
-from benchmarks.modules import Module, make_module
-from benchmarks.plot import Panel, Series
-from benchmarks.report import Figure, Table
-from benchmarks.run import Cell, Result, Run
-from benchmarks.settings import Settings
-from benchmarks.spread import Spread
-from benchmarks.text import TextSource, read_corpus
+from benchmarks.harness.engine import core_of, in_own_process, make_engine, one_layer_of
+from benchmarks.harness.modules import Module, make_module
+from benchmarks.harness.plot import Panel, Series
+from benchmarks.harness.report import Figure, Table
+from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.spread import Spread
+from benchmarks.harness.text import TextSource, read_corpus
 
 WAYS = {
     "plain": "vLLM without prefix cache: nothing is shared",

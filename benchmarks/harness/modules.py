@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from benchmarks.text import TextSource, ragged_lengths
+from benchmarks.harness.text import TextSource, ragged_lengths
 
 
 @dataclass(frozen=True)

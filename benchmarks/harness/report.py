@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.spread import Spread
+from benchmarks.harness.spread import Spread
 
 NOT_MEASURED = "–"
 

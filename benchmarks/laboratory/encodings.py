@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.quality.laboratory.states import SCHEMA, Bools, Ints, Model, Modules, States
+from benchmarks.laboratory.states import SCHEMA, Bools, Ints, Model, Modules, States
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """A laboratory for encodings and repairs that no engine has yet: masks over states, in Transformers.
 
-    python -m benchmarks.quality.lab --data FILE.jsonl --questions 0:40 --ways context,context+select:0.1
+    python -m benchmarks laboratory --data FILE.jsonl --questions 0:40 --ways context,context+select:0.1
 
 Passages and questions stand as in ``python -m benchmarks quality``; a way is an encoding and, after plus
 signs, what is done to it. Here a new idea is a few lines, and one pass of the model tells what it is worth;
@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.harness.report import Table
+from benchmarks.laboratory.bench import Bench
+from benchmarks.laboratory.encodings import Company
+from benchmarks.laboratory.states import Model, Modules
 from benchmarks.quality.bootstrap import paired
-from benchmarks.quality.laboratory.bench import Bench
-from benchmarks.quality.laboratory.encodings import Company
-from benchmarks.quality.laboratory.states import Model, Modules
 from benchmarks.quality.metrics import Distribution, containment, divergence, f1, first_line
+from benchmarks.quality.models import find_model
 from benchmarks.quality.prompts import PromptMaker
 from benchmarks.quality.questions import (
     LEFT_OUT,
@@ -34,8 +36,6 @@ from benchmarks.quality.questions import (
     select,
 )
 from benchmarks.quality.rows import Row, Rows
-from benchmarks.quality_models import find_model
-from benchmarks.report import Table
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.layout.encoder import TextEncoder
 
@@ -126,9 +126,12 @@ def table(rows: Sequence[Row], ways: Sequence[str], questions: Sequence[Question
     return Table("Laboratory", columns, tuple(lines), f"{len(common)} questions.")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is missing, print a table."""
-    parser = argparse.ArgumentParser(description="Encodings and repairs as masks; see docs/quality.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks laboratory",
+        description="Encodings and repairs as masks; see docs/quality.md.",
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", help="as for `quality` (default: the embedded model)")
     parser.add_argument("--ways", default="full,isolated,context,scaffold")
@@ -138,7 +141,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--answer-tokens", type=int, default=32, help="0: no answers, only distributions")
     parser.add_argument("--out", type=Path, required=True, help="rows, added to")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     folder = find_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -151,7 +154,3 @@ def main() -> int:
     measure(model, tokenizer, maker, questions, company, ways, rows, args.answer_tokens)
     print(table(rows.rows, ways, questions).to_markdown())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import settings as common
-from benchmarks.report import render
-from benchmarks.run import Result, Run, RunError
-from benchmarks.servers import ServerError
+from benchmarks.harness import settings as common
+from benchmarks.harness.report import render
+from benchmarks.harness.run import Result, Run, RunError
+from benchmarks.harness.servers import ServerError
 
 # In the order in which `all` runs them: short ones first.
 BENCHMARKS = {
@@ -29,6 +29,11 @@ BENCHMARKS = {
     "conversation": "the second turn over the same modules",
     "tax": "plain traffic: plugin on, off, not installed",
     "throughput": "retrieval over a pool of documents at concurrency 1 to 32",
+}
+# These have options of their own.
+OTHERS = {
+    "quality": "answers over modules against full prefill",
+    "laboratory": "the same of encodings and repairs that no engine has, as masks in Transformers",
 }
 
 
@@ -44,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if {"-h", "--help"} & set(given) else 2
     if known.name == "report":
         return _report(_parser().parse_args(given).files)
-    if known.name == "quality":  # has options of its own
-        given.remove("quality")
-        return int(importlib.import_module("benchmarks.quality.cli").main(given))
+    if known.name in OTHERS:
+        given.remove(known.name)
+        return int(importlib.import_module(f"benchmarks.{known.name}.cli").main(given))
     if known.name == "all":
         return _all(given)
     args = _parser(known.name).parse_args(given)
@@ -64,17 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(name: str | None = None, *, add_help: bool = True) -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {n:<13} {what}" for n, what in BENCHMARKS.items())
+    listed, others = (
+        "\n".join(f"  {name:<13} {what}" for name, what in some.items()) for some in (BENCHMARKS, OTHERS)
+    )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         add_help=add_help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Side by side, in one run, interleaved; see docs/performance.md.",
-        epilog=f"benchmarks:\n{listed}\n  {'quality':<13} answers over modules against full prefill\n"
-        f"  {'all':<13} each of those above quality\n  {'report':<13} FILE.json…: tables and "
-        "plots again, from results\n\n`python -m benchmarks NAME --help` lists the options of NAME.",
+        epilog=f"benchmarks:\n{listed}\n  {'all':<13} each of these\n{others}\n"
+        f"  {'report':<13} FILE.json…: tables and plots again, from results\n\n"
+        "`python -m benchmarks NAME --help` lists the options of NAME.",
     )
-    parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "quality", "all", "report"], metavar="NAME")
+    parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, *OTHERS, "all", "report"], metavar="NAME")
     if name is None:
         parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     common.add_arguments(parser)
@@ -89,7 +96,7 @@ def _parser(name: str | None = None, *, add_help: bool = True) -> argparse.Argum
 
 def _module(name: str) -> Any:
     """The module of a benchmark: add_arguments, run, tables, figures, panels."""
-    return importlib.import_module(f"benchmarks.{name}")
+    return importlib.import_module(f"benchmarks.speed.{name}")
 
 
 def _command(given: Sequence[str]) -> str:
@@ -117,7 +124,7 @@ def _run(name: str, args: argparse.Namespace, given: Sequence[str]) -> None:
 
 def write_report(path: Path) -> None:
     """Tables (NAME.md) and plots (NAME.svg, NAME.png) beside a result, which gains its figures."""
-    from benchmarks.plot import save_plot
+    from benchmarks.harness.plot import save_plot
 
     result: Result = json.loads(path.read_text(encoding="utf-8"))
     module = _module(result["benchmark"])

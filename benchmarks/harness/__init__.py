@@ -1,0 +1,1 @@
+"""What all benchmarks share: settings, servers, load, samples, reports, plots."""

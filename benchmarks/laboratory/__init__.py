@@ -1,0 +1,1 @@
+"""Encodings and repairs as masks over states, in Transformers: `python -m benchmarks laboratory`."""

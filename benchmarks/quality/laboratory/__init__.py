@@ -1,1 +1,0 @@
-"""Encodings and repairs as masks over states, in Transformers: `python -m benchmarks.quality.lab`."""

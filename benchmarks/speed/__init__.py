@@ -1,0 +1,1 @@
+"""Times and memory. A file, a benchmark: `add_arguments`, `run`, `tables`, `figures`, `panels`."""
