@@ -142,11 +142,11 @@ def load_schema_files(paths: Iterable[str], config: PromptCacheConfig) -> list[t
     found: list[tuple[str, SchemaNode]] = []
     issues: list[PMLIssue] = []
     files: dict[str, str] = {}
-    given = [Path(path).expanduser() for path in paths]
-    for path, is_named in ((file, file == path) for path in given for file in find_schema_files(path)):
+    named = [Path(path).expanduser() for path in paths]
+    for path in (file for given in named for file in find_schema_files(given)):
         try:
             document = load_schema_file(path, limits)
-            if document.prompt is not None and not document.schemas and not is_named:
+            if document.prompt is not None and not document.schemas and path not in named:
                 continue
             schemas = only_schemas(document, str(path))
         except PMLError as error:
