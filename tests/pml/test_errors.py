@@ -342,8 +342,8 @@ NAMES = {
     "<prompt schema='s'><a><user>x</user></a></prompt>": [
         "1:23: prompt/a/user: 'user' can stand only directly in the prompt, after the last module"
     ],
-    "<prompt schema='s'><user>x<a/></user></prompt>": [
-        "1:27: prompt/user/a: a 'user' message in a prompt holds text only"
+    "<prompt schema='s'><user>x<user/></user></prompt>": [
+        "1:27: prompt/user/user: 'user' can stand only directly in the prompt, after the last module"
     ],
     "<prompt schema='s'><user name='x'/></prompt>": ["1:26: prompt/user/@name: unknown attribute 'name'"],
     "<prompt schema='s'><a space='x'/></prompt>": [

@@ -121,6 +121,9 @@ class _NoTokens:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return []
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return ""
+
     def apply_chat_template(
         self, conversation: Sequence[Mapping[str, Any]], *, tokenize: bool = True, **options: Any
     ) -> str:

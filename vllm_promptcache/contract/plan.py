@@ -88,6 +88,11 @@ class NewSegment:
         return len(self.token_ids)
 
     @property
+    def end_position(self) -> int:
+        """One after the position of the last token."""
+        return self.first_position + len(self.token_ids)
+
+    @property
     def position_ids(self) -> NDArray[np.int64]:
         """The tokens' positions, of shape ``(tokens,)``."""
         return np.arange(self.first_position, self.first_position + len(self.token_ids), dtype=np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,26 +21,14 @@ from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
-from vllm_promptcache.plan.build import Tail, build_resolved
-from vllm_promptcache.plan.resolve import Resolution, resolve_prompt
-from vllm_promptcache.pml.nodes import MessageNode, PromptNode
+from vllm_promptcache.plan.build import build_chat, build_resolved
+from vllm_promptcache.plan.conversation import Turns as Turns
+from vllm_promptcache.plan.resolve import resolve_prompt
+from vllm_promptcache.pml.nodes import PromptNode
 from vllm_promptcache.repairs.repaired import repaired
 
 # Documents up to so many characters are parsed at once: a thread would take longer.
 SMALL_DOCUMENT = 32 * 1024
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Chat turns that follow a prompt's PML.
-
-    ``messages`` are what the chat template takes; ``template_options`` its other variables.
-    """
-
-    messages: Sequence[Mapping[str, Any]] = ()
-    add_generation_prompt: bool = True
-    tools: Sequence[Any] | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,32 +97,31 @@ class Composer:
         tails = [self._token_ids(text) for text in texts]
         entry, prompt = await self._read(pml)
         resolution = resolve_prompt(entry.layout, prompt, IssueList())
-        return [await self._compose(entry, resolution, options, [(ids, "prompt")], tenant) for ids in tails]
+        plans = [build_resolved(entry.layout, resolution, [(ids, "prompt")]) for ids in tails]
+        return [await self._compose(entry, plan, options, tenant) for plan in plans]
 
     async def compose_chat(
         self, pml: object, options: PromptOptions, turns: Turns, *, tenant: bool = False
     ) -> ComposedPrompt:
-        """The prompt that ends in the turns of a chat and the template's generation prompt."""
+        """The prompt and the turns of a chat as one conversation, and the template's generation prompt."""
         entry, prompt = await self._read(pml)
-        if not turns.messages and not _ends_in_user_text(prompt):
-            what = "messages may be empty only when the PML prompt ends with text in a 'user' element"
-            raise RefusedError(what, field="messages")
         resolution = resolve_prompt(entry.layout, prompt, IssueList())
-        tail = [(self._continuation(resolution.roles, turns), "messages")]
+        try:
+            plan = build_chat(entry.layout, resolution, turns)
+        except ChatTemplateError as error:
+            raise RefusedError(str(error), field="messages") from error
         is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
-        return await self._compose(entry, resolution, options, tail, tenant, is_later_turn)
+        return await self._compose(entry, plan, options, tenant, is_later_turn)
 
     async def _compose(
         self,
         entry: SchemaEntry,
-        resolution: Resolution,
+        plan: Plan,
         options: PromptOptions,
-        tail: Tail,
         tenant: bool,
         is_later_turn: bool = False,
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
-        plan = build_resolved(entry.layout, resolution, tail)
         plan = repaired(plan, repair)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
@@ -176,22 +163,3 @@ class Composer:
             return self._builder.encoder.encode(text)
         # Scripts may bring arrays, or lists of their numbers.
         return list(np.asarray(text, np.int64).tolist())
-
-    def _continuation(self, previous_roles: Sequence[str], turns: Turns) -> list[int]:
-        encoder = self._builder.encoder
-        try:
-            text = encoder.template.continuation(
-                turns.messages,
-                add_generation_prompt=turns.add_generation_prompt,
-                tools=turns.tools,
-                previous_roles=previous_roles,
-                **turns.template_options,
-            )
-        except ChatTemplateError as error:
-            raise RefusedError(str(error), field="messages") from error
-        return encoder.encode(text)
-
-
-def _ends_in_user_text(prompt: PromptNode) -> bool:
-    last = prompt.children[-1] if prompt.children else None
-    return isinstance(last, MessageNode) and last.role == "user" and bool(last.texts)

@@ -7,8 +7,8 @@ from typing import Any
 from vllm.renderers.chat_utils import has_non_text_content, parse_chat_messages
 from vllm.renderers.hf import HfRenderer, resolve_chat_template_content_format
 
-from vllm_promptcache.frontend.composer import Turns
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.plan.conversation import Turns
 
 # What vLLM adds for its own renderer, and what names something else in the call that renders.
 _NOT_FOR_THE_TEMPLATE = (

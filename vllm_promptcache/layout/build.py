@@ -11,13 +11,14 @@ from typing import Any
 from vllm_promptcache.contract.plan import NewSegment
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import IssueList, PMLError
-from vllm_promptcache.layout.draft import ModuleDraft, Run, UnionDraft, draft_schema
+from vllm_promptcache.layout.draft import ModuleDraft, UnionDraft, draft_schema
 from vllm_promptcache.layout.encoder import TextEncoder, Tokenizer
 from vllm_promptcache.layout.parts import (
     ModuleLayout,
     ParameterLayout,
     PoolLayout,
     ScaffoldLayout,
+    Trailing,
     UnionLayout,
 )
 from vllm_promptcache.layout.pools import make_pool, units_of
@@ -70,9 +71,10 @@ def build_layout(
         units=units,
         unit_places=_unit_places(units),
         scaffolds=tuple(scaffolds),
-        trailing=tuple([(run.token_ids, run.place.label("schema")) for run in root.trailing]),
+        trailing=tuple(root.trailing),
         encoder=encoder,
         node=schema,
+        has_bos=root.has_bos,
     )
 
 
@@ -162,14 +164,14 @@ def _digest(
     schema: SchemaNode,
     modules: Sequence[ModuleLayout],
     scaffolds: Sequence[ScaffoldLayout],
-    trailing: Sequence[Run],
+    trailing: Sequence[Trailing],
 ) -> str:
     structure = {
         "name": schema.name,
         "encode": schema.encode,
         "modules": [_module_structure(module) for module in modules],
         "scaffolds": [[s.unit.id, s.unit.digest, s.required, s.covered] for s in scaffolds],
-        "trailing": [list(run.token_ids) for run in trailing],
+        "trailing": [list(text.token_ids) for text in trailing],
     }
     return sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
 
@@ -185,7 +187,7 @@ def _module_structure(module: ModuleLayout) -> list[Any]:
         module.unit.digest if module.unit else None,
         [[list(segment.token_ids), segment.position_ids.tolist()] for segment in new],
         [_parameter_structure(parameter) for parameter in module.parameters.values()],
-        module.roles,
+        module.messages,
         _pool_structure(module.pool) if module.pool else None,
     ]
 

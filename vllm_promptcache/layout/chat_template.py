@@ -51,6 +51,41 @@ class ChatTemplate:
         """Whether the template itself writes BOS before the first message."""
         return self._renderer.writes_bos
 
+    @property
+    def bos(self) -> str:
+        """The BOS token's text, or nothing where it is no beginning."""
+        return self._renderer.bos
+
+    def has_role(self, role: str) -> bool:
+        """Whether the template has words for a role. Raises ChatTemplateError where there is no template."""
+        self._renderer.require_template()
+        try:
+            self.words(role)
+        except ChatTemplateError:
+            return False
+        return True
+
+    def cut(
+        self, messages: Sequence[Message], num_marks: int, options: Mapping[str, Any]
+    ) -> tuple[list[int], list[str]]:
+        """The marks in a conversation's contents in the order in which it is written, and the texts around
+        them, one more than marks. Some templates write the system message behind others.
+
+        Raises ChatTemplateError where the template refuses the conversation, with its own words, or does
+        not write each content once.
+        """
+        self._renderer.require_template()
+        rest = self._renderer.render(messages, options)
+        if any(rest.count(mark(index)) != 1 for index in range(num_marks)):
+            what = "the model's chat template does not write each message of the prompt's PML once"
+            raise ChatTemplateError(what)
+        order = sorted(range(num_marks), key=lambda index: rest.index(mark(index)))
+        texts = []
+        for index in order:
+            text, _, rest = rest.partition(mark(index))
+            texts.append(text)
+        return order, [*texts, rest]
+
     def words(self, role: str, previous: str | None = None) -> RoleWords:
         """The words around a `role` message after a `previous` one (None: it is the first).
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
+from vllm_promptcache.layout.chat_template import RoleWords
 from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.layout.parts import NOWHERE, MessageSpan, Trailing
 from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import (
     ModuleNode,
@@ -76,12 +78,13 @@ class ModuleDraft:
     end: int = 0
     union: UnionDraft | None = None
     runs: list[Run] = field(default_factory=list)
-    roles: list[tuple[int, str]] = field(default_factory=list)
+    messages: list[MessageSpan] = field(default_factory=list)
     parameters: list[ParameterDraft] = field(default_factory=list)
     children: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionDraft] = field(default_factory=list)
     members: list[ModuleDraft] = field(default_factory=list)
-    trailing: list[Run] = field(default_factory=list)
+    trailing: list[Trailing] = field(default_factory=list)
+    has_bos: bool = False
 
     @cached_property
     def children_by_name(self) -> dict[str, ModuleDraft]:
@@ -131,12 +134,15 @@ class _Drafter:
         self._previous_role: str | None = None
         # The pool without a length that has been laid out: nothing behind it has a place.
         self._open_pool: PoolNode | None = None
+        # The message that is laid out, and which side of it.
+        self._message: tuple[int | None, int] = (None, 0)
 
     def schema(self, node: SchemaNode) -> ModuleDraft:
         draft = ModuleDraft(self._next_index(), node, node.name, 0)
         position = 0
         bos = self._bos(node)
         if bos is not None:
+            draft.has_bos = True
             position = self._append(draft, [bos], 0, node.place)
         draft.end = self._children(draft, node.children, position)
         return draft
@@ -183,7 +189,8 @@ class _Drafter:
         self, draft: ModuleDraft, token_ids: Sequence[int], position: int, place: Place, kept: bool = True
     ) -> int:
         if self._open_pool:
-            draft.trailing.append(Run(token_ids, position, kept, place))
+            if token_ids:
+                draft.trailing.append(Trailing(token_ids, place.label("schema"), *self._message))
             return position
         if token_ids:
             draft.runs.append(Run(token_ids, position, kept, place))
@@ -262,17 +269,28 @@ class _Drafter:
         return token_ids
 
     def _role(self, draft: ModuleDraft, node: RoleNode, position: int) -> int:
+        words = RoleWords("", "")
         before: Sequence[int] = ()
         after: Sequence[int] = ()
         try:
+            words = self._encoder.template.words(node.role, self._previous_role)
             before, after = self._encoder.role_tokens(node.role, self._previous_role)
         except ChatTemplateError as error:
             self._issues.add(node.place.issue(str(error)))
-        draft.roles.append((position, node.role))
-        position = self._append(draft, before, position, node.place)
-        position = self._children(draft, node.children, position)
-        self._previous_role = node.role
-        return self._append(draft, after, position, node.place)
+        index = len(draft.messages)
+        start = NOWHERE + index if self._open_pool else position
+        self._message = index, -1
+        content = self._append(draft, before, position, node.place)
+        self._message = index, 0
+        content_end = self._children(draft, node.children, content)
+        self._message = index, 1
+        end = self._append(draft, after, content_end, node.place)
+        self._message, self._previous_role = (None, 0), node.role
+        places = (start, content, content_end, end)
+        if self._open_pool:
+            places = (start, max(start, content), NOWHERE + index, NOWHERE + index)
+        draft.messages.append(MessageSpan(*places, node.role, words.before, words.after))
+        return end
 
 
 def _has_role(children: Sequence[SchemaChild]) -> bool:

@@ -22,6 +22,7 @@ class Tokenizer(TemplatedTokenizer, Protocol):
     @property
     def unk_token_id(self) -> Any: ...
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
+    def decode(self, token_ids: Any) -> Any: ...
 
 
 class TextEncoder:
@@ -43,6 +44,10 @@ class TextEncoder:
     def encode(self, text: str) -> list[int]:
         """The token IDs of one text run, tokenized by itself, without special tokens."""
         return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens."""
+        return str(self._tokenizer.decode(token_ids))
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vllm_promptcache.contract.plan import CachedSegment, Segment
 from vllm_promptcache.contract.unit import Unit
+
+NOWHERE = 1 << 40
+
+
+class MessageSpan(NamedTuple):
+    """A chat message in a module's own text, by positions.
+
+    `[start, content)` are the words that the template puts before it, `[content, content_end)` is what it
+    holds, `[content_end, end)` the words after it; `before` and `after` are those words. Behind a pool that
+    has no length, nothing has a position: `NOWHERE` stands for those of what is there.
+    """
+
+    start: int
+    content: int
+    content_end: int
+    end: int
+    role: str
+    before: str
+    after: str
+
+
+class Trailing(NamedTuple):
+    """The schema's own text behind a pool that has no length, which has no place of its own.
+
+    `message` is the index of the schema's message that it is in, if any; `side` is -1 for the words before
+    what that holds, 1 for those after it, else 0.
+    """
+
+    token_ids: Sequence[int]
+    source: str
+    message: int | None
+    side: int
 
 
 class Piece(NamedTuple):
@@ -68,9 +100,9 @@ class ModuleLayout:
     nested modules included. `num_tokens` counts the module's own text. `pieces` are the own text, ready
     for a plan: maximal runs of the unit's kept tokens or, with `cache="false"`, new tokens. `own_end` is
     one after the last own token's position, or None. `children` holds the nested modules by name,
-    members of unions among them; `union` is the union it is a member of. `roles` are the chat roles in
-    the own text with their positions. `source` is what a new segment of its text names as source. `pool` is
-    there for a pool, which has no text of its own; a pool's members have no index.
+    members of unions among them; `union` is the union it is a member of. `messages` are the chat messages
+    in the own text. `source` is what a new segment of its text names as source. `pool` is there for a pool,
+    which has no text of its own; a pool's members have no index.
     """
 
     index: int
@@ -87,9 +119,14 @@ class ModuleLayout:
     unions: Mapping[str, UnionLayout]
     union: UnionLayout | None
     parameters: Mapping[str, ParameterLayout]
-    roles: tuple[tuple[int, str], ...]
+    messages: tuple[MessageSpan, ...]
     source: str
     pool: PoolLayout | None = None
+
+    @property
+    def roles(self) -> tuple[tuple[int, str], ...]:
+        """The chat roles in the own text with their positions."""
+        return tuple([(message.start, message.role) for message in self.messages])
 
 
 class ScaffoldPiece(NamedTuple):

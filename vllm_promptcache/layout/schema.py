@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import UNKNOWN_SCHEMA, PMLError, unknown
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, ScaffoldLayout
+from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, ScaffoldLayout, Trailing
 from vllm_promptcache.pml.nodes import PromptNode, SchemaNode
 
 
@@ -21,8 +21,8 @@ class SchemaLayout:
     an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
     its context; `unit_places` gives for each the places in `units` of its context and itself.
     `scaffolds` stand in the order in which they are preferred. `trailing` is text behind a pool that has no
-    length, as token IDs and what `NewSegment.source` says of them: it is new in every prompt. `digest` is a
-    hex SHA-256 over everything that decides what a prompt becomes. `node` is what was laid out.
+    length: it is new in every prompt. `digest` is a hex SHA-256 over everything that decides what a prompt
+    becomes. `node` is what was laid out. `has_bos` says whether the schema's first token is BOS.
     """
 
     name: str
@@ -34,9 +34,15 @@ class SchemaLayout:
     units: tuple[Unit, ...]
     unit_places: Mapping[Unit, tuple[int, ...]]
     scaffolds: tuple[ScaffoldLayout, ...]
-    trailing: tuple[tuple[Sequence[int], str], ...]
+    trailing: tuple[Trailing, ...]
     encoder: TextEncoder
     node: SchemaNode
+    has_bos: bool
+
+    @cached_property
+    def has_roles(self) -> bool:
+        """Whether the schema has chat messages, in modules too."""
+        return any(module.messages for module in self.modules)
 
     @property
     def num_placeholders(self) -> int:

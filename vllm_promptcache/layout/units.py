@@ -45,7 +45,7 @@ def lay_out_module(
         unions=unions,
         union=union,
         parameters={p.node.name: _parameter(p) for p in draft.parameters} or _NO_PARAMETERS,
-        roles=tuple(draft.roles),
+        messages=tuple(draft.messages),
         source=draft.node.place.label("schema"),
         pool=pool,
     )

@@ -9,15 +9,18 @@ from collections.abc import Iterable, Sequence
 
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
 from vllm_promptcache.contract.unit import Unit
-from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
+from vllm_promptcache.errors import IssueList
 from vllm_promptcache.layout.parts import ModuleLayout, Piece, ScaffoldLayout
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.layout.units import new_piece
 from vllm_promptcache.plan.arguments import argument
+from vllm_promptcache.plan.between import write_between
+from vllm_promptcache.plan.conversation import Turns, converse, join_turns
+from vllm_promptcache.plan.places import place_parts
 from vllm_promptcache.plan.pools import place_members
-from vllm_promptcache.plan.resolve import Included, NewText, Resolution, resolve_prompt
+from vllm_promptcache.plan.resolve import Included, Resolution, resolve_prompt
 from vllm_promptcache.plan.track import Track
-from vllm_promptcache.pml.nodes import MessageNode, PromptNode, TextNode
+from vllm_promptcache.plan.turns import Flowing, Part, Turn, read_turns, take_bos, with_words
+from vllm_promptcache.pml.nodes import PromptNode
 
 # Token IDs and what `NewSegment.source` says of them.
 Tail = Sequence[tuple[Sequence[int], str]]
@@ -34,25 +37,42 @@ def build_plan(layout: SchemaLayout, prompt: PromptNode, tail: Tail = ()) -> Pla
 
 def build_resolved(layout: SchemaLayout, resolution: Resolution, tail: Tail = ()) -> Plan:
     """As `build_plan`, for a prompt whose names have been looked up; their issues are raised here."""
-    issues = resolution.issues
+    turns = _turns(layout, resolution)
+    parts = with_words(turns, layout.encoder, resolution.issues)
+    resolution.issues.raise_if_any()
+    return _plan(layout, resolution, [*parts, *(Flowing(ids, source) for ids, source in tail)])
+
+
+def build_chat(layout: SchemaLayout, resolution: Resolution, asked: Turns) -> Plan:
+    """The plan of a prompt and the messages of a chat request: what the chat template writes for both.
+
+    Raises PMLError as `build_plan`, and ChatTemplateError where the template refuses the conversation.
+    """
+    turns = _turns(layout, resolution)
+    resolution.issues.raise_if_any()
+    bos = take_bos(turns) if layout.has_bos else []
+    joined = join_turns(turns, layout.has_roles, layout.encoder)
+    return _plan(layout, resolution, converse(joined, bos, asked, layout.encoder))
+
+
+def _turns(layout: SchemaLayout, resolution: Resolution) -> list[Turn]:
     scaffolds = _choose_scaffolds(layout, resolution.mask)
     track = Track(_included_pieces(resolution, scaffolds, layout))
-    for token_ids, source in layout.trailing:
-        track.put(new_piece(token_ids, max(track.end, layout.num_positions), source))
-    if resolution.texts and resolution.complete:
-        _Writer(layout, resolution, track).write()
-    issues.raise_if_any()
-    for token_ids, source in tail:
-        if len(token_ids):
-            track.put(new_piece(token_ids, track.end, source))
-    place = resolution.prompt.place
-    if not track.pieces:
+    if resolution.complete:
+        write_between(layout, resolution, track)
+    return read_turns(layout, resolution, track.pieces)
+
+
+def _plan(layout: SchemaLayout, resolution: Resolution, parts: Iterable[Part]) -> Plan:
+    segments = tuple(place_parts(parts))
+    issues, place = resolution.issues, resolution.prompt.place
+    if not segments:
         issues.add(place.issue("the prompt is empty: nothing that it includes has a token"))
-    elif track.end >= layout.max_model_len:
-        what = f"the prompt ends at position {track.end}; the model has {layout.max_model_len} positions"
+    elif (end := segments[-1].end_position) >= layout.max_model_len:
+        what = f"the prompt ends at position {end}; the model has {layout.max_model_len} positions"
         issues.add(place.issue(f"{what} and needs one to generate at"))
     issues.raise_if_any()
-    segments = _end_in_new(track.segments, resolution)
+    segments = _end_in_new(segments, resolution)
     return Plan(layout.name, layout.digest, _units(layout, segments), segments)
 
 
@@ -112,84 +132,6 @@ def _scaffold_pieces(scaffold: ScaffoldLayout, mask: int) -> Iterable[Piece]:
     return merged
 
 
-# New text
-
-
-def _set_ends(included: Sequence[Included]) -> None:
-    """Sets the ends of included modules, which know those of their arguments only."""
-    # From the innermost out: a module ends where the last thing included in it ends.
-    for one in reversed(included):
-        module = one.module
-        one.end = max(one.end, module.start if module.own_end is None else module.own_end)
-        if one.parent is not None:
-            one.parent.end = max(one.parent.end, one.end)
-
-
-class _Writer:
-    """Puts a prompt's own text where it belongs."""
-
-    def __init__(self, layout: SchemaLayout, resolution: Resolution, track: Track) -> None:
-        self._layout = layout
-        self._resolution = resolution
-        self._track = track
-        self._issues = resolution.issues
-        roles = resolution.schema_roles
-        self._previous_role = roles[-1] if roles else None
-
-    def write(self) -> None:
-        """Adds all new text to the track, in document order."""
-        _set_ends(self._resolution.included)
-        for text in self._resolution.texts:
-            if isinstance(text.node, MessageNode):
-                self._message(text.node)
-            else:
-                self._text(text, text.node)
-
-    def _text(self, text: NewText, node: TextNode) -> None:
-        token_ids = self._layout.encoder.encode(node.text)
-        if not token_ids:
-            return
-        if text.num_included_before == len(self._resolution.included):
-            self._append(token_ids, node.place.label("prompt"))
-            return
-        start, end = self._track.room(self._start(text))
-        if end is not None and len(token_ids) > end - start:
-            self._issues.add(node.place.issue(self._no_room(len(token_ids), start, end)))
-            return
-        self._track.put(new_piece(token_ids, start, node.place.label("prompt")))
-
-    def _start(self, text: NewText) -> int:
-        """Where text starts that has a module after it."""
-        if text.before is not None:
-            return text.before.end
-        if text.after is not None:
-            return max(text.parent.module.start, self._track.end_before(text.after.module.start))
-        return text.parent.end
-
-    def _no_room(self, num_tokens: int, start: int, end: int) -> str:
-        modules = {piece.start: i.module for i in self._resolution.included for piece in i.module.pieces}
-        what = f"the text of {quote(modules[end].path)}" if end in modules else "what is included next"
-        return f"the text has {num_tokens} tokens; {end - start} fit before {what}"
-
-    def _append(self, token_ids: Sequence[int], source: str) -> None:
-        if token_ids:
-            self._track.put(new_piece(token_ids, self._track.end, source))
-
-    def _message(self, node: MessageNode) -> None:
-        """A message's words and text, each run on its own, at the end."""
-        try:
-            before, after = self._layout.encoder.role_tokens(node.role, self._previous_role)
-        except ChatTemplateError as error:
-            self._issues.add(node.place.issue(str(error)))
-            return
-        self._previous_role = node.role
-        source = node.place.label("prompt")
-        self._append(before, source)
-        for text in node.texts:
-            self._append(self._layout.encoder.encode(text.text), text.place.label("prompt"))
-        self._append(after, source)
-
-
 # The plan's parts
 
 
@@ -213,7 +155,7 @@ def _source_of(last: CachedSegment, resolution: Resolution) -> str:
         if isinstance(member, Included) and member.module.unit is last.unit:
             return member.module.source
     modules: Iterable[ModuleLayout] = (included.module for included in resolution.included)
-    end = last.end_position
+    end = last.end_position - last.moved
     return next((module.source for module in modules if module.own_end == end), last.unit.id)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import itemgetter
 
 from vllm_promptcache.errors import IssueList, quote, unknown
-from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, UnionLayout
+from vllm_promptcache.layout.parts import MessageSpan, ModuleLayout, PoolLayout, UnionLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.names import next_step
 from vllm_promptcache.pml.nodes import (
@@ -32,13 +31,15 @@ _NO_MEMBERS: Mapping[str, ModuleLayout] = {}
 class Included:
     """A module or pool that a prompt includes, or the schema itself, which has no `parent`.
 
-    `end` is one after its last included position, set later. `items` are what stands in a pool, in order:
-    members, which have no parent, modules that came with the prompt, and new text.
+    `message` is the prompt's message that it is included in, if any. `end` is one after its last included
+    position, set later. `items` are what stands in a pool, in order: members, which have no parent, modules
+    that came with the prompt, and new text.
     """
 
     module: ModuleLayout
     node: IncludeNode | PromptNode | ModuleNode
     parent: Included | None
+    message: MessageNode | None = None
     end: int = 0
     items: list[Included | ModuleNode | TextNode] = field(default_factory=list)
 
@@ -47,14 +48,16 @@ class Included:
 class NewText:
     """New text in a prompt: a text run or a message, and what stands around it in the document.
 
-    `before` and `after` are the nearest modules included in the same element, if any.
-    `num_included_before` counts the modules that the document includes before it.
+    `before` and `after` are the nearest modules included in the same element, if any; `message` is the
+    prompt's message that a text run stands in, if that has modules. `num_included_before` counts the
+    modules that the document includes before it.
     """
 
     node: TextNode | MessageNode
     parent: Included
     before: Included | None
     after: Included | None
+    message: MessageNode | None
     num_included_before: int
 
 
@@ -62,24 +65,26 @@ class NewText:
 class Resolution:
     """What a prompt includes, in document order with the schema itself first, and its new text.
 
-    `mask` has a bit set for the index of each included module. `schema_roles` are the chat roles in the
-    included modules' own text, by position. `complete` is false where a module could not be found, so
-    that what would stand where is not known; `issues` say why.
+    `texts` stand between modules or are in messages that hold modules; `rest` is what follows the last
+    module outside of messages. `mask` has a bit set for the index of each included module. `messages` are
+    the chat messages in the included modules' own text, by position. `complete` is false where a module
+    could not be found, so that what would stand where is not known; `issues` say why.
     """
 
     prompt: PromptNode
     included: list[Included]
     texts: list[NewText]
+    rest: list[NewText]
     mask: int
-    schema_roles: list[str]
+    messages: list[MessageSpan]
     complete: bool
     issues: IssueList
 
     @property
     def roles(self) -> tuple[str, ...]:
         """All chat roles of the prompt's PML, the schema's first, in order."""
-        messages = (text.node for text in self.texts if isinstance(text.node, MessageNode))
-        return (*self.schema_roles, *(message.role for message in messages))
+        messages = (text.node for text in self.rest if isinstance(text.node, MessageNode))
+        return (*(span.role for span in self.messages), *(message.role for message in messages))
 
 
 def resolve_prompt(
@@ -126,7 +131,9 @@ class _Resolver:
         self._included: list[Included] = []
         self._texts: list[NewText] = []
         self._mask = 0
-        self._placed_roles: list[tuple[int, str]] = []
+        self._messages: list[MessageSpan] = []
+        # The prompt's message whose children are looked up, if any.
+        self._message: MessageNode | None = None
         self._complete = True
         self._members: dict[int, ModuleLayout] = {}
         self._by_index: dict[int, Included] = {}
@@ -136,13 +143,21 @@ class _Resolver:
         self._named: dict[int, dict[str, ModuleNode | ModuleLayout]] = {}
 
     def resolve(self, prompt: PromptNode) -> Resolution:
-        self._children(self._add(None, prompt, self._root), prompt.children)
+        parent = self._add(None, prompt, self._root)
+        self._children(parent, prompt.children)
+        num_included = len(self._included)
+        rest = [text for text in self._texts if text.num_included_before == num_included]
+        self._texts = [text for text in self._texts if text.num_included_before < num_included]
+        for text in rest:
+            if isinstance(text.node, MessageNode) and text.node.has_modules:
+                self._message = text.node
+                self._children(parent, text.node.children)
         for included in self._implied.values():
             assert isinstance(included.node, IncludeNode), "the schema is never implied"
             self._check_arguments(included.node, included.module)
-        roles = [role for _, role in sorted(self._placed_roles, key=itemgetter(0))]
+        messages = sorted(self._messages)
         return Resolution(
-            prompt, self._included, self._texts, self._mask, roles, self._complete, self._issues
+            prompt, self._included, self._texts, rest, self._mask, messages, self._complete, self._issues
         )
 
     def _children(self, parent: Included, children: Sequence[PromptChild | ModuleNode]) -> None:
@@ -154,7 +169,7 @@ class _Resolver:
                 self._issues.add(child.place.issue(NOT_IN_A_POOL))
                 continue
             if not isinstance(child, IncludeNode):
-                text = NewText(child, parent, before, None, len(self._included))
+                text = NewText(child, parent, before, None, self._message, len(self._included))
                 self._texts.append(text)
                 if before is None:
                     waiting.append(text)
@@ -306,12 +321,12 @@ class _Resolver:
         return member
 
     def _add(self, parent: Included | None, node: IncludeNode | PromptNode, module: ModuleLayout) -> Included:
-        included = Included(module, node, parent)
+        included = Included(module, node, parent, self._message)
         self._included.append(included)
         self._by_index[module.index] = included
         self._mask |= 1 << module.index
-        if module.roles:
-            self._placed_roles += module.roles
+        if module.messages:
+            self._messages += module.messages
         return included
 
     def _may_include(self, node: IncludeNode, module: ModuleLayout) -> bool:

@@ -95,11 +95,21 @@ class SchemaNode:
 
 @dataclass(slots=True)
 class MessageNode:
-    """A chat message in a prompt: a role element and its text runs."""
+    """A chat message in a prompt: a role element with text and the modules that it includes."""
 
     role: str
-    texts: tuple[TextNode, ...]
+    children: tuple[IncludeNode | TextNode, ...]
     place: Place = field(repr=False, compare=False)
+
+    @property
+    def texts(self) -> tuple[TextNode, ...]:
+        """Its own text runs."""
+        return tuple([child for child in self.children if isinstance(child, TextNode)])
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether it includes any module."""
+        return any(isinstance(child, IncludeNode) for child in self.children)
 
 
 @dataclass(slots=True)

@@ -121,8 +121,18 @@ class PromptParser:
 
     def _message(self, element: Element, space: str) -> MessageNode:
         attributes = Attributes(element, self._issues, ("space",))
-        texts = self._texts(element, attributes.space(space), f"a {element.tag!r} message in a prompt")
-        return MessageNode(element.tag, texts, element.place)
+        inside = attributes.space(space)
+        nodes = [
+            child if isinstance(child, TextNode) else self._child(child, inside)
+            for child in self._children(element, inside)
+        ]
+        children: list[IncludeNode | TextNode] = []
+        for node in nodes:
+            if isinstance(node, ModuleNode):
+                self._issues.add(node.place.issue("'module' cannot stand in a message"))
+            elif node is not None:
+                children.append(node)
+        return MessageNode(element.tag, tuple(children), element.place)
 
     def _texts(self, element: Element, space: str, what: str) -> tuple[TextNode, ...]:
         """The text runs of an element that holds nothing else."""
