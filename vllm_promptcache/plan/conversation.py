@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_promptcache.contract.plan import CachedSegment
@@ -53,7 +53,7 @@ def join_turns(turns: Sequence[Turn], has_roles: bool, encoder: TextEncoder) -> 
         if last.is_loose or not (turn.role is None and turn.is_new):
             _separate(last.parts, message.parts, encoder)
         last.parts += message.parts
-        last.after, last.is_loose = message.after, message.is_loose
+        last.after, last.is_loose, last.asks = message.after, message.is_loose, last.asks or message.asks
     return joined
 
 
@@ -90,8 +90,8 @@ class _Script:
         messages = list(asked.messages)
         system = messages.pop(0) if messages and messages[0].get("role") in _SYSTEM else None
         self.earlier, question, later = _around_question(joined, messages, asked)
-        if not messages and not (joined and joined[-1].role == "user" and not joined[-1].is_empty):
-            what = "messages may be empty only when the PML prompt ends in text or modules of a user's turn"
+        if not messages and not (joined and joined[-1].role == "user" and joined[-1].asks):
+            what = "messages may be empty only when the PML prompt ends in a user's message, or in text"
             raise ChatTemplateError(what)
         self.messages: list[Mapping[str, Any]] = []
         if system is not None and not (joined and joined[0].role == "system"):
@@ -155,7 +155,14 @@ def _as_message(turn: Turn, has_roles: bool, encoder: TextEncoder) -> Turn:
     after = turn.after
     if is_loose or turn.is_new:
         after = Words(encoder.template.words(role).after, [])
-    message = Turn(role, turn.source, list(turn.parts), turn.before, after, turn.is_new, turn.place, is_loose)
+    message = replace(
+        turn,
+        role=role,
+        parts=list(turn.parts),
+        after=after,
+        is_loose=is_loose,
+        asks=not turn.is_empty and (turn.is_new or not is_loose),
+    )
     if is_loose and message.parts and isinstance(first := message.parts[0], Flowing):
         _replace(message.parts, 0, first.text.lstrip(), encoder)
     return message

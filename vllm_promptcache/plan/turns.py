@@ -49,7 +49,7 @@ class Turn:
 
     `before` and `after` are the words that the schema holds around it. `source` is where it begins.
     `is_new` says whether the prompt, not the schema, holds it; `place` is that of the prompt's message;
-    `is_loose` says whether it stood in no message.
+    `is_loose` says whether it stood in no message, `asks` whether it is a message or text of the prompt's.
     """
 
     role: str | None
@@ -60,6 +60,7 @@ class Turn:
     is_new: bool = False
     place: Place | None = None
     is_loose: bool = False
+    asks: bool = False
 
     @property
     def is_empty(self) -> bool:
