@@ -174,3 +174,21 @@ def test_wrong_settings_and_schemas_are_refused_before_the_model_is_loaded(tmp_p
         LLM(model="nowhere", prompt_cache={"repair": "link"})
     with pytest.raises(ValueError, match="unknown field pins"):
         LLM(model="nowhere", prompt_cache={"pins": 1})
+
+
+def test_modules_behind_earlier_turns_are_those_of_the_reference(llm: LLM, tiny_model: Path) -> None:
+    """They stand further on than at home, and are reused from the second time on."""
+    schema = TRAVEL.replace("travel", "asked").replace("<module name=\"sea\">", "<user>Notes: <module name=\"sea\">")
+    llm.add_schema(schema.replace("</schema>", "</user></schema>"))
+    pml = '<prompt schema="asked"><sea when="in May"/><snow/></prompt>'
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, *MESSAGES]
+    explained = llm.explain(pml, turns, repair="tail")
+    assert any("@" in unit["id"] for unit in explained["units"])
+    model = load_reference_model(tiny_model)
+    tokens, _ = greedy(model, explained, 6)
+    for _ in range(2):
+        (output,) = llm.chat_pml(pml, turns, params(), repair="tail")
+        assert output.outputs[0].token_ids == tokens
+    report = output.prompt_cache  # type: ignore[attr-defined]
+    assert report["tokens_reused"] == explained["num_cached_tokens"] > 500
+    llm.remove_schema("asked")
