@@ -178,7 +178,9 @@ def test_wrong_settings_and_schemas_are_refused_before_the_model_is_loaded(tmp_p
 
 def test_modules_behind_earlier_turns_are_those_of_the_reference(llm: LLM, tiny_model: Path) -> None:
     """They stand further on than at home, and are reused from the second time on."""
-    schema = TRAVEL.replace("travel", "asked").replace("<module name=\"sea\">", "<user>Notes: <module name=\"sea\">")
+    schema = TRAVEL.replace("travel", "asked").replace(
+        '<module name="sea">', '<user>Notes: <module name="sea">'
+    )
     llm.add_schema(schema.replace("</schema>", "</user></schema>"))
     pml = '<prompt schema="asked"><sea when="in May"/><snow/></prompt>'
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, *MESSAGES]
