@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Limits:
     """What one document may have at most.
 
-    Bytes (a file named by `src` too), levels of elements, elements, modules and scaffolds; placeholders in
+    Bytes (a file named by `src` too), levels of elements, elements, attributes of each, modules and scaffolds; placeholders in
     the room of parameters, which few bytes can ask many of; and in each schema units that other units see,
     counted for each that sees them: with `encode="sequence"` that is half the square of its modules. And
     characters of modules' paths in a document, each of which names all that a module stands in.
@@ -18,6 +18,7 @@ class Limits:
     max_document_bytes: int = 4 * 1024 * 1024
     max_depth: int = 64
     max_elements: int = 131_072
+    max_attributes: int = 1024
     max_modules: int = 16_384
     max_scaffolds: int = 256
     max_placeholders: int = 1_048_576

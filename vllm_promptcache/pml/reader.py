@@ -78,6 +78,7 @@ class _Reader:
         self._source = source
         self._max_depth = limits.max_depth
         self._max_elements = limits.max_elements
+        self._max_attributes = limits.max_attributes
         self._num_elements = 0
         self._stack: list[Element] = []
         self._in_cdata = False
@@ -113,6 +114,8 @@ class _Reader:
         self._num_elements += 1
         if self._num_elements > self._max_elements:
             raise PMLError([place.issue(f"more than {self._max_elements} elements")])
+        if len(attributes) > self._max_attributes:
+            raise PMLError([place.issue(f"more than {self._max_attributes} attributes")])
         stack.append(element)
 
     def _end(self, tag: str) -> None:

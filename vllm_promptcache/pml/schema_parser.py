@@ -62,6 +62,7 @@ class SchemaParser:
         self._folder = folder
         self._num_modules = 0
         self._num_scaffolds = 0
+        self._num_roles = 0
 
     def schema(self, element: Element, space: str = DEFAULT_SPACE) -> SchemaNode:
         """The node of a `<schema>` element; `space` is what it inherits."""
@@ -76,10 +77,14 @@ class SchemaParser:
 
     def _children(self, element: Element, around: _Surroundings) -> tuple[SchemaChild, ...]:
         content = read_content(element, around.space)
-        nodes = [self._child(child, around, element) for child in content.elements]
+        nodes: list[SchemaChild | None] = []
         texts = content.texts
-        if around.space == DEDENT:
-            texts = _without_space_between_messages(texts, nodes)
+        for i, child in enumerate(content.elements):
+            num_roles = self._num_roles
+            nodes.append(self._child(child, around, element))
+            if around.space == DEDENT and self._num_roles > num_roles:
+                # A chat template writes what stands between messages.
+                texts[i : i + 2] = ["" if is_white(text) else text for text in texts[i : i + 2]]
         are_modules = [isinstance(node, ModuleNode | UnionNode) for node in nodes]
         taken = take_separators(texts, are_modules, around.separators)
         children: list[SchemaChild | None] = []
@@ -213,6 +218,7 @@ class SchemaParser:
                 attributes.missing("module")
 
     def _role(self, element: Element, around: _Surroundings) -> RoleNode:
+        self._num_roles += 1
         attributes = Attributes(element, self._issues, ("space", "separator"))
         allowed = tuple([tag for tag in around.allowed if tag not in ROLES])
         inside = self._inside(attributes, around, allowed, True)
@@ -249,24 +255,6 @@ def _with_separators(
     assert isinstance(node, ModuleNode), "separators are given to modules and unions"
     children = (before, *node.children, after)
     return replace(node, children=tuple([child for child in children if child is not None]))
-
-
-def _without_space_between_messages(texts: Sequence[str], nodes: Sequence[SchemaChild | None]) -> list[str]:
-    """Texts without white space beside a message, which is the chat template's to write."""
-    remaining = list(texts)
-    for i, node in enumerate(nodes):
-        if node is not None and _holds_message(node):
-            for beside in (i, i + 1):
-                remaining[beside] = "" if is_white(texts[beside]) else texts[beside]
-    return remaining
-
-
-def _holds_message(node: SchemaChild) -> bool:
-    if isinstance(node, ModuleNode):
-        return any(_holds_message(child) for child in node.children)
-    if isinstance(node, UnionNode):
-        return any(_holds_message(member) for member in node.members)
-    return isinstance(node, RoleNode)
 
 
 def _misplaced(child: Element, around: _Surroundings, parent: Element) -> str:

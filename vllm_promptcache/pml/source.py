@@ -27,6 +27,7 @@ class Source:
     where: str
     data: bytes = field(repr=False)
     label: str | None = None
+    _columns: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
     _attributes: dict[int, dict[bytes, int]] = field(default_factory=dict, repr=False)
 
     def line(self, offset: int) -> int:
@@ -36,7 +37,14 @@ class Source:
     def column(self, offset: int) -> int:
         """The column of a byte offset, from 1, in characters."""
         start = self._line_offsets[self.line(offset) - 1]
-        return len(self.data[start:offset].decode("utf-8", "replace").lstrip("\ufeff")) + 1
+        # Issues mostly come in order, and a line may be as long as the document.
+        known, column = self._columns.pop(start, (start, 1))
+        if known > offset:
+            known, column = start, 1
+        column += len(self.data[known:offset].decode("utf-8", "replace").lstrip("\ufeff"))
+        self._columns.clear()
+        self._columns[start] = (offset, column)
+        return column
 
     @cached_property
     def _line_offsets(self) -> list[int]:
