@@ -9,10 +9,10 @@ from dataclasses import dataclass
 class Limits:
     """What one document may have at most.
 
-    Bytes (a file named by `src` too), levels of elements, elements, attributes of each, modules and scaffolds; placeholders in
-    the room of parameters, which few bytes can ask many of; and in each schema units that other units see,
-    counted for each that sees them: with `encode="sequence"` that is half the square of its modules. And
-    characters of modules' paths in a document, each of which names all that a module stands in.
+    Bytes (a file named by `src` too), levels of elements, elements, attributes of each, modules and
+    scaffolds; placeholders in the room of parameters, which few bytes can ask many of; in each schema units
+    that other units see, counted for each that sees them: with `encode="sequence"` that is half the square
+    of its modules; and characters of modules' paths, each of which names all that a module stands in.
     """
 
     max_document_bytes: int = 4 * 1024 * 1024
