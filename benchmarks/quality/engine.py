@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.prompts import Prompt
+from vllm_promptcache.blocks.wire import EXTRA_ARG
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class QualityEngine:
 
         from benchmarks.quality.forcing import FORCED, KEPT
 
-        extra_args: dict[str, Any] = ask.prompt.extra_args(found_by_prefix=ask.found_by_prefix)
+        extra_args: dict[str, Any] = ask.prompt.extra_args()
         if ask.forced:
             extra_args[FORCED] = list(ask.forced)
         if ask.keep_as is not None:
@@ -133,6 +134,8 @@ class QualityEngine:
             ignore_eos=bool(ask.forced),
             logprobs=0 if ask.forced else None,
             extra_args=extra_args,
+            # What an earlier question computed of the very same prefix is exact: full prefill may find it.
+            skip_reading_prefix_cache=not (ask.found_by_prefix and ask.prompt.way.is_full),
         )
         self._engine.add_request(ask.name, TokensPrompt(prompt_token_ids=ask.prompt.token_ids), params)
 
@@ -142,4 +145,6 @@ def _answer(output: Any) -> Answer:
     token_ids = tuple(completion.token_ids)
     found = completion.logprobs or ()
     logprobs = tuple(float(by_token[t].logprob) for t, by_token in zip(token_ids, found, strict=False))
-    return Answer(completion.text, token_ids, logprobs, output.num_cached_tokens or 0)
+    report = (output.kv_transfer_params or {}).get(EXTRA_ARG, {})
+    num_of_modules = report.get("tokens_reused", 0) + report.get("tokens_encoded", 0)
+    return Answer(completion.text, token_ids, logprobs, num_of_modules)

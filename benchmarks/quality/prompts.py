@@ -83,14 +83,9 @@ class Prompt:
         """All tokens in position order."""
         return prompt_token_ids(self.plan)
 
-    def extra_args(self, *, found_by_prefix: bool = False) -> dict[str, Any]:
-        """What travels in ``SamplingParams.extra_args``.
-
-        With ``found_by_prefix`` what an earlier request computed of the very same prefix is reused: exact,
-        and only for full prefill, so that questions over the same passages need not prefill them again.
-        """
-        history = self.plan.num_new_tokens if found_by_prefix and self.way.is_full else 0
-        return {EXTRA_ARG: plan_to_wire(self.plan, with_texts=True, num_history_tokens=history)}
+    def extra_args(self) -> dict[str, Any]:
+        """What travels in ``SamplingParams.extra_args``."""
+        return {EXTRA_ARG: plan_to_wire(self.plan, with_texts=True)}
 
 
 class PromptMaker:

@@ -8,7 +8,7 @@ import pytest
 from tests.engine.oracle import Oracle
 from tests.engine.support import Engine, SharedEngine, close_all, open_engines
 from vllm_promptcache.engine.accounting import stats
-from vllm_promptcache.engine.module_store import Residency
+from vllm_promptcache.engine.stored_unit import Residency
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +49,8 @@ def _nobody_holds_anything(engine: Engine) -> None:
     """Only modules hold blocks; units are known for their states, a pin, or a unit in their context."""
     counts = stats(engine.store)
     assert counts["blocks_free"] + counts["blocks_modules"] == counts["blocks_total"]
-    units = list(engine.store.units.values())
+    units = list(engine.store.known.by_key.values())
     for unit in units:
         assert not unit.users
-        assert unit.names == sum(unit.key in other.context for other in units)
-        assert unit.names or unit.pinned or unit.residency is Residency.RESIDENT
+        assert unit.holders == sum(unit.key in other.context for other in units)
+        assert unit.holders or unit.pinned or unit.residency is Residency.RESIDENT

@@ -29,6 +29,7 @@ from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.configure import SCHEDULERS
 from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.stored_unit import StoredUnit
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -78,13 +79,13 @@ class Engine:
 
     def _record_encodings(self) -> None:
         """Keep the unit of every encoding that begins, in order, in `encoded`."""
-        begin_encoding = self.store.begin_encoding
+        begin = self.store.resident.begin
 
-        def recorded(key: Any) -> None:
-            self.encoded.append(key)
-            begin_encoding(key)
+        def recorded(unit: StoredUnit) -> None:
+            self.encoded.append(unit.key)
+            begin(unit)
 
-        self.store.begin_encoding = recorded  # type: ignore[method-assign]
+        self.store.resident.begin = recorded  # type: ignore[method-assign]
 
     @property
     def manager(self) -> PromptCacheBlockManager:
@@ -173,7 +174,7 @@ class Engine:
 
     def reclaim_all(self) -> None:
         """Take the blocks of all units that may be dropped."""
-        for _ in self.store.reclaim(set()):
+        for _ in self.store.resident.reclaim(set()):
             pass
 
     @property
@@ -191,8 +192,8 @@ class Engine:
         """Drop all states that nobody holds, so that tests do not warm each other's requests."""
         self.drain()
         assert self.llm_engine.reset_prefix_cache()
-        for key in [k for k, u in self.store.units.items() if not u.pinned]:
-            assert key not in self.store.units or not self.store.units[key].blocks, f"{key} is resident"
+        for unit in self.store.known.by_key.values():
+            assert unit.pinned or not unit.blocks, f"{unit.key} is resident"
         self.encoded.clear()
 
     def check(self) -> None:
@@ -266,6 +267,18 @@ def composed(params: SamplingParams, plan: Plan, *, with_texts: bool = True, **m
 
 def tokens_of(output: RequestOutput, index: int = 0) -> list[int]:
     return list(output.outputs[index].token_ids)
+
+
+def report_of(output: RequestOutput) -> dict[str, int]:
+    """What the engine says of a composed request."""
+    assert output.kv_transfer_params is not None
+    return dict(output.kv_transfer_params["prompt_cache"])
+
+
+def tokens_of_modules(output: RequestOutput) -> int:
+    """Tokens whose states are modules', resident before or encoded for the request."""
+    report = report_of(output)
+    return report["tokens_reused"] + report["tokens_encoded"]
 
 
 def largest_error(output: RequestOutput, expected: Any) -> float:

@@ -9,7 +9,7 @@ from vllm.outputs import RequestOutput
 
 from tests.engine.oracle import Oracle
 from tests.engine.plans import cached, new, plan, random_tokens, unit
-from tests.engine.support import Engine, SharedEngine, close_all, composed, greedy, tokens_of
+from tests.engine.support import Engine, SharedEngine, close_all, greedy, report_of, tokens_of
 from vllm_promptcache.blocks.wire import prompt_token_ids
 from vllm_promptcache.contract.plan import NewSegment, Plan
 
@@ -37,44 +37,84 @@ def longer(prompt: Plan, token_ids: list[int]) -> Plan:
     return dataclasses.replace(prompt, segments=(*segments, last))
 
 
-def ask(engine: Engine, prompt: Plan, history: int, num_tokens: int = 40, **more: object) -> RequestOutput:
-    params = composed(greedy(num_tokens), prompt, num_history_tokens=history)
-    name = engine.add(prompt_token_ids(prompt), params, **more)
-    engine.finish()
-    return engine.outputs.pop(name)
+def ask(engine: Engine, prompt: Plan, num_tokens: int = 40, **more: object) -> RequestOutput:
+    return engine.ask([prompt], greedy(num_tokens), **more)[0]
+
+
+def num_found(output: RequestOutput) -> int:
+    """New tokens whose states were in the prefix cache."""
+    return report_of(output)["tokens_found"]
 
 
 def test_turns_find_what_earlier_turns_computed(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
     prompt = modules(new(333, 50))
-    history = 0
+    known = 0
     for turn in range(4):
-        output = ask(engine, prompt, history)
+        output = ask(engine, prompt)
         assert tokens_of(output) == oracle(tiny_model, prompt, 40)[0]
-        found = output.num_cached_tokens - prompt.num_cached_tokens
-        assert found >= 0
-        if turn:
-            assert history - found < 3 * BLOCK  # the last part of the history is in no whole block
-        else:
-            assert found == 0
-        history = prompt.num_new_tokens + 40
+        # The last part of what is known is in no whole block.
+        assert known - 3 * BLOCK < num_found(output) <= known
+        known = prompt.num_new_tokens + 40
         prompt = longer(prompt, tokens_of(output) + random_tokens(25, f"turn {turn}").tolist())
-        history = min(history, prompt.num_new_tokens - 1)
 
 
-def test_what_is_not_said_to_be_history_is_computed(engine: Engine) -> None:
+def test_the_same_prompt_computes_no_more_than_a_block(
+    engine: Engine, tiny_model: Path, oracle: Oracle
+) -> None:
+    """New text is found wherever it stands, first turn or not."""
     prompt = modules(new(333, 100))
-    first = ask(engine, prompt, 0)
-    second = ask(engine, prompt, 0)
-    assert second.num_cached_tokens == prompt.num_cached_tokens
-    assert tokens_of(second) == tokens_of(first)
+    first, second = ask(engine, prompt), ask(engine, prompt)
+    assert num_found(first) == 0
+    assert num_found(second) == prompt.num_new_tokens - report_of(second)["tokens_new"]
+    assert 1 <= report_of(second)["tokens_new"] <= BLOCK
+    assert tokens_of(second) == tokens_of(first) == oracle(tiny_model, prompt, 40)[0]
+    assert second.num_cached_tokens == len(prompt_token_ids(prompt)) - report_of(second)["tokens_new"]
 
 
-def test_the_same_prompt_as_history(engine: Engine) -> None:
-    prompt = modules(new(333, 100))
-    first = ask(engine, prompt, 0)
-    second = ask(engine, prompt, prompt.num_new_tokens)
-    assert second.num_cached_tokens > prompt.num_cached_tokens + 64
-    assert tokens_of(second) == tokens_of(first)
+def test_prompts_that_begin_alike_find_each_other_s_text(
+    engine: Engine, tiny_model: Path, oracle: Oracle
+) -> None:
+    """What stands behind new text, and the module behind that, changes nothing of the text's states."""
+    a, b, c = unit("a", (0, 45)), unit("b", (300, 400)), unit("c", (300, 380))
+    text = new(45, 200)
+    ask(engine, plan(a, text, b, new(400, 9)))
+    for other in (
+        plan(a, text, c, new(400, 9)),
+        plan(a, text, new(500, 9)),
+        plan(a, text, new(245, 50)),
+    ):
+        output = ask(engine, other)
+        assert tokens_of(output) == oracle(tiny_model, other, 40)[0]
+        assert 200 - BLOCK < num_found(output) < 200
+
+
+def test_text_before_the_first_module_is_a_plain_prefix(
+    engine: Engine, tiny_model: Path, oracle: Oracle
+) -> None:
+    """Tools, or a system text that is not the schema's: found by plain requests, and of them."""
+    tools, a = new(0, 200, "tools"), unit("a", (200, 345))
+    prompt = plan(tools, a, new(345, 20))
+    plain = [*tools.token_ids, *random_tokens(50, "plain").tolist()]
+    first = ask(engine, prompt)
+    (behind,) = engine.ask([plain], greedy(4))
+    assert behind.num_cached_tokens == 192 and num_found(first) == 0
+    other = plan(new(0, 200, "tools"), unit("z", (210, 300)), new(300, 20))
+    assert num_found(ask(engine, other)) == 192
+    assert tokens_of(ask(engine, other)) == oracle(tiny_model, other, 40)[0]
+    engine.forget_everything()
+    engine.ask([plain], greedy(4))
+    output = ask(engine, prompt)
+    assert num_found(output) == 192
+    assert tokens_of(output) == tokens_of(first) == oracle(tiny_model, prompt, 40)[0]
+    assert num_found(ask(engine, prompt, cache_salt="another")) == 0
+
+
+def test_without_reuse_a_prompt_is_a_plain_one(engine: Engine) -> None:
+    """Also what is generated: a plain conversation goes on from a composed one."""
+    everything = plan(new(0, 100, "all"))
+    tokens = tokens_of(ask(engine, everything))
+    (plain,) = engine.ask([[*prompt_token_ids(everything), *tokens, 7]], greedy(2))
+    assert plain.num_cached_tokens == 128
 
 
 @pytest.mark.parametrize("what", ["argument", "modules", "place", "tenant", "parts", "text"])
@@ -84,7 +124,7 @@ def test_other_conversations_find_nothing(
     """Anything that the states rest on makes it another conversation."""
     text = new(333, 100)
     first = modules(text)
-    ask(engine, first, 0)
+    ask(engine, first)
     root, a, b = first.units
     argument, between = new(103, 5, "argument"), new(165, 20)
     other = {
@@ -98,35 +138,30 @@ def test_other_conversations_find_nothing(
         "text": plan(root, a, b, argument, between, new(333, 100, "else")),
     }[what]
     salt = "tenant" if what == "tenant" else None
-    output = ask(engine, other, other.num_new_tokens, cache_salt=salt)
+    output = ask(engine, other, cache_salt=salt)
     assert tokens_of(output) == oracle(tiny_model, other, 40)[0]
-    # Blocks before the changed text may be found: they rest on nothing that changed.
-    before = {"text": 2 * BLOCK, "argument": BLOCK}.get(what, 0)
-    assert output.num_cached_tokens - other.num_cached_tokens <= before
+    # What is new before it may be found: it rests on nothing that changed.
+    before = {"text": 25, "modules": 25, "place": 25, "parts": 5}.get(what, 0)
+    assert num_found(output) <= before
 
 
 def test_many_conversations_at_once(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
     prompts = [modules(new(333, 40 + 7 * i, f"{i}"), seed=str(i % 2)) for i in range(6)]
-    history = [0] * 6
     for turn in range(2):
-        names = [
-            engine.add(prompt_token_ids(p), composed(greedy(20), p, num_history_tokens=h))
-            for p, h in zip(prompts, history, strict=True)
-        ]
+        names = [engine.add(prompt, greedy(20)) for prompt in prompts]
         engine.finish()
         for index, name in enumerate(names):
             tokens = tokens_of(engine.outputs[name])
             assert tokens == oracle(tiny_model, prompts[index], 20)[0]
-            history[index] = prompts[index].num_new_tokens + 20
             prompts[index] = longer(prompts[index], tokens + random_tokens(9, f"{turn}").tolist())
 
 
 def test_found_blocks_survive_pressure_or_are_computed_again(engine: Engine) -> None:
     prompt = modules(new(333, 100))
-    first = ask(engine, prompt, 0)
+    first = ask(engine, prompt)
     again = longer(prompt, [*tokens_of(first), 7, 8, 9])
     (expected,) = engine.ask([again], greedy(20))
     for index in range(30):
         engine.ask([random_tokens(2000, f"pressure {index}").tolist()], greedy(1))
-    output = ask(engine, again, prompt.num_new_tokens + 40, 20)
+    output = ask(engine, again, 20)
     assert tokens_of(output) == tokens_of(expected)

@@ -2,19 +2,24 @@
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.lora.request import LoRARequest
 from vllm.v1.request import RequestStatus
 
 from tests.engine.oracle import Oracle
 from tests.engine.plans import cached, new, plan, random_tokens, simple, travel, unit
-from tests.engine.support import Engine, composed, greedy, largest_error, tokens_of
+from tests.engine.support import (
+    Engine,
+    composed,
+    greedy,
+    largest_error,
+    report_of,
+    tokens_of,
+    tokens_of_modules,
+)
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.engine.scheduler import adapter_of
 
 
 def residencies(engine: Engine, of: Plan) -> list[str]:
@@ -22,23 +27,23 @@ def residencies(engine: Engine, of: Plan) -> list[str]:
     return [u["residency"] for u in engine.call("status", units=placements)["units"]]
 
 
-def report_of(output: Any) -> dict[str, int]:
-    return dict(output.kv_transfer_params["prompt_cache"])
-
-
 def test_everything_at_once_agrees_with_the_oracle(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
     prompt = travel()
     tokens, logprobs = oracle(tiny_model, prompt, 32)
     (cold,) = engine.ask([prompt], greedy(32, logprobs=5))
     (warm,) = engine.ask([prompt], greedy(32, logprobs=5))
-    for output in (cold, warm):
+    for output, reused in ((cold, 0), (warm, prompt.num_cached_tokens)):
         assert tokens_of(output) == tokens
         assert largest_error(output, logprobs) < 1e-3
-        assert output.num_cached_tokens == prompt.num_cached_tokens
+        report = report_of(output)
+        assert output.num_cached_tokens == report["tokens_reused"] + report["tokens_found"]
+        assert report["tokens_reused"] == reused
     assert report_of(cold) == {
         "modules_resident": 0,
         "modules_encoded": 5,
-        "tokens_reused": prompt.num_cached_tokens,
+        "tokens_reused": 0,
+        "tokens_encoded": prompt.num_cached_tokens,
+        "tokens_found": 0,
         "tokens_new": prompt.num_new_tokens,
         "tokens_repaired": 0,
     }
@@ -87,7 +92,7 @@ def test_text_is_told_once_when_units_are_defined(engine: Engine) -> None:
     params = greedy()
     params.extra_args = {"prompt_cache": plan_to_wire(prompt, with_texts=False)}
     (named,) = engine.ask([prompt_token_ids(prompt)], params)
-    assert named.num_cached_tokens == prompt.num_cached_tokens
+    assert tokens_of_modules(named) == prompt.num_cached_tokens
     assert tokens_of(named) == tokens_of(engine.ask([prompt])[0])
     engine.call("forget", units=[u.placement for u in prompt.units])
 
@@ -102,7 +107,7 @@ def test_tenants_have_states_of_their_own(engine: Engine) -> None:
     engine.ask([prompt])
     engine.ask([prompt], cache_salt="one")
     assert len(engine.encoded) == len(set(engine.encoded)) == 3
-    blocks = [{b.block_id for b in u.blocks} for u in engine.store.units.values() if u.blocks]
+    blocks = [{b.block_id for b in u.blocks} for u in engine.store.known.by_key.values() if u.blocks]
     assert len(blocks) == 3
     assert not blocks[0] & blocks[1] | blocks[0] & blocks[2] | blocks[1] & blocks[2]
 
@@ -131,16 +136,6 @@ def test_rows_of_an_encoding_that_is_given_up_are_dropped(engine: Engine) -> Non
     assert key not in engine.kept_rows
 
 
-def test_adapters_are_told_apart_by_their_path(engine: Engine) -> None:
-    """vLLM keeps an adapter's number when it is loaded again in place."""
-
-    def adapter(path: str) -> Any:
-        return adapter_of(SimpleNamespace(lora_request=LoRARequest("adapter", 1, path)))
-
-    assert adapter("/a") == adapter("/a") != adapter("/b")
-    assert adapter_of(SimpleNamespace(lora_request=None)) is None
-
-
 # -- pins ------------------------------------------------------------------------------------------
 
 
@@ -155,12 +150,12 @@ def test_pinned_units_are_encoded_ahead_and_survive_pressure(engine: Engine) -> 
     engine.reclaim_all()
     assert residencies(engine, prompt) == ["resident"] * 5
     engine.call("unpin", units=placements)
-    assert next(engine.store.reclaim(set()), None)
+    assert next(engine.store.resident.reclaim(set()), None)
     engine.call("forget", units=placements)
 
 
 def test_pins_beyond_the_limit_are_refused_and_change_nothing(engine: Engine) -> None:
-    limit = engine.store.pin_limit
+    limit = engine.store.pins.limit
     fits = unit("fits", (0, 32 * 8))
     others = [unit(f"other {i}", (0, 32 * 250)) for i in range(limit // 250 + 1)]
     everything = [fits, *others]
@@ -253,9 +248,9 @@ def test_a_context_stays_known_as_long_as_units_stand_in_it(engine: Engine) -> N
     root = unit("root", (0, 100))
     child = unit("child", (100, 200), context=[root])
     engine.ask([plan(child, new(200, 4))])
-    assert next(engine.store.reclaim(set()), None)  # the least recently used: the context
+    assert next(engine.store.resident.reclaim(set()), None)  # the least recently used: the context
     assert engine.call("stats")["units_known"] == 2
-    assert next(engine.store.reclaim(set()), None)
+    assert next(engine.store.resident.reclaim(set()), None)
     assert engine.call("stats")["units_known"] == 0
 
 
@@ -347,7 +342,6 @@ BROKEN: dict[str, Any] = {
     "texts of text": broken(lambda w: w.update(texts={d: ["a", "b", "c", []] for d in w["texts"]})),
     "texts of unequal length": broken(lambda w: next(iter(w["texts"].values())).__setitem__(1, b"12345678")),
     "texts with odd bytes": broken(lambda w: next(iter(w["texts"].values())).__setitem__(0, b"123")),
-    "history of text": broken(lambda w: w.update(history="a")),
 }
 
 

@@ -12,7 +12,7 @@ from tests.engine.plans import new, plan, random_tokens, simple, unit
 from tests.engine.support import Engine, SharedEngine, close_all, greedy, serving, tokens_of
 from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.engine.module_store import Residency
+from vllm_promptcache.engine.stored_unit import Residency
 
 NUM_BLOCKS = 41  # one is vLLM's null block
 MAX_MODEL_LEN = 1024  # 32 blocks
@@ -133,7 +133,7 @@ def test_modules_in_use_are_never_reclaimed(engine: Engine, tiny_model: Path, or
 def test_a_request_of_the_models_full_length_fits_beside_pins(engine: Engine) -> None:
     from vllm_promptcache.blocks.wire import units_to_wire
 
-    limit = engine.store.pin_limit
+    limit = engine.store.pins.limit
     assert limit == NUM_BLOCKS - 1 - MAX_MODEL_LEN // 32
     pinned = unit("pinned", (0, 32 * limit))
     engine.call("define", texts=units_to_wire([pinned]))
@@ -266,7 +266,7 @@ def test_an_encoding_preempted_in_its_last_step_takes_the_unit_back(
         def short(request: Any, *args: Any, **kwargs: Any) -> Any:
             """No blocks for the urgent request in the step in which the unit has become resident."""
             nonlocal taken_back
-            unit = engine.store.units[key]
+            unit = engine.store.known.by_key[key]
             is_urgent = request.priority == 0 and request in engine.scheduler.running
             if not taken_back and is_urgent and unit.residency is Residency.RESIDENT:
                 taken_back += 1
@@ -277,7 +277,7 @@ def test_an_encoding_preempted_in_its_last_step_takes_the_unit_back(
         residencies = []
         while not taken_back:
             engine.step()
-            residencies.append(engine.store.units[key].residency)
+            residencies.append(engine.store.known.by_key[key].residency)
             engine.check()
         assert residencies[-1] is Residency.ENCODING
         engine.finish()

@@ -134,8 +134,7 @@ class Stress:
         prompt = self.plans[index]
         with_texts = not self.defined[index // 6] or self.random.random() < 0.5
         params = self.params()
-        history = self.random.choice([0, prompt.num_new_tokens])
-        wire = plan_to_wire(prompt, with_texts=with_texts, num_history_tokens=history)
+        wire = plan_to_wire(prompt, with_texts=with_texts)
         params.extra_args = {"prompt_cache": wire}
         salt = self.random.choice(["tenant", None, None, None, None])
         self.asked[self.engine.add(prompt_token_ids(prompt), params, cache_salt=salt)] = index
@@ -177,7 +176,7 @@ class Stress:
         if self.defined[index]:
             chosen = self.random.sample(self.placements(index), 2)
             self.engine.call("pin", units=chosen)
-        assert self.engine.store.num_pinned_blocks <= self.engine.store.pin_limit
+        assert self.engine.store.pins.num_blocks <= self.engine.store.pins.limit
 
     def unpin(self) -> None:
         self.engine.call("unpin", units=self.placements(self.random.randrange(len(self.schemas))))
@@ -205,5 +204,5 @@ def test_random_operations(tiny_model: Path, force_async: bool) -> None:
         stress.run(NUM_OPERATIONS)
         assert stress.num_finished > 200
         assert stress.num_aborted > 50
-        assert engine.store.num_evictions > 20
+        assert engine.store.resident.num_evictions > 20
         stress.end()

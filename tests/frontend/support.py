@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,10 +13,10 @@ with warnings.catch_warnings():
     from vllm.v1.core.block_pool import BlockPool
 
 from tests.byte_tokenizer import CHATML, byte_tokenizer
-from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine.module_control import ModuleControl
-from vllm_promptcache.engine.module_store import ModuleStore, Residency
+from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import Composer
@@ -39,7 +39,7 @@ class StoreLink:
         self.pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=BLOCK_SIZE)
         self.store = ModuleStore(self.pool, BLOCK_SIZE, pin_limit, MAX_MODEL_LEN)
         self.catalog = UnitCatalog()
-        self.control = ModuleControl(self.store, self.catalog, self._encode, lambda: None, link_tokens)
+        self.control = ModuleControl(self.store, self.catalog, self, lambda: None, link_tokens)
         self.calls: list[str] = []
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +52,23 @@ class StoreLink:
     async def run(self, function: Callable[[], T]) -> T:
         return function()
 
-    def _encode(self, keys: Iterable[UnitKey]) -> None:
-        for key in keys:
-            unit = self.store.units[key]
-            self._encode(unit.context)
-            if unit.residency is Residency.ABSENT:
-                self.store.begin_encoding(key)
-                self.store.allocate(key)
-                self.store.finish_encoding(key)
-                self.store.release((key,))
+    def start_background(self) -> None:
+        """Everything in the backlog is resident at once."""
+        while (unit := self.store.backlog.next()) is not None:
+            self._encode(unit)
+
+    def reconsider(self, unit: StoredUnit) -> None:
+        """Nothing is ever on its way."""
+
+    def _encode(self, unit: StoredUnit) -> None:
+        for key in unit.context:
+            self._encode(self.store.known[key])
+        if unit.residency is Residency.ABSENT:
+            self.store.resident.begin(unit)
+            self.store.resident.allocate(unit)
+            self.store.resident.finish(unit)
+            self.store.backlog.end_warming(unit)
+            self.store.resident.end_use((unit.key,))
 
 
 class FrontEnd:
@@ -114,5 +122,5 @@ def _state(front_end: FrontEnd) -> Any:
         {name: (entry, set(entry.pinned), entry.is_defined) for name, entry in registry.entries.items()},
         dict(registry.layouts),
         dict(link.catalog._holders),
-        {key: unit.pinned for key, unit in link.store.units.items() if unit.pinned},
+        {key: unit.pinned for key, unit in link.store.known.by_key.items() if unit.pinned},
     )

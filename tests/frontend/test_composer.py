@@ -106,15 +106,8 @@ def test_messages_follow_as_turns_and_the_generation_prompt_comes_last(front_end
     prompt = chat(front_end, PROMPT, ("user", "Where?"))
     said = byte_tokenizer().decode(prompt.plan.segments[-1].token_ids)  # type: ignore[union-attr]
     assert said == "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt.num_history_tokens == 0
     without = chat(front_end, PROMPT, ("user", "Where?"), add_generation_prompt=False)
     assert len(prompt.token_ids) - len(without.token_ids) == len("<|im_start|>assistant\n")
-
-
-def test_a_later_turn_says_how_much_of_it_is_history(front_end: FrontEnd) -> None:
-    turns = [("user", "Where?"), ("assistant", "There."), ("user", "When?")]
-    prompt = chat(front_end, PROMPT, *turns)
-    assert prompt.to_wire()["history"] == prompt.plan.num_new_tokens
 
 
 def test_messages_may_be_empty_after_a_user_message(front_end: FrontEnd) -> None:
@@ -251,11 +244,3 @@ def test_repairs_are_the_request_s_or_the_default() -> None:
     assert default.to_wire()["repaired"] == [[0, 4]]
     assert "repaired" not in none.to_wire()
     assert default.token_ids == none.token_ids
-
-
-def test_later_turns_find_repaired_tokens_too(front_end: FrontEnd) -> None:
-    said = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-    for repair, finds in (("link:4", True), ("full", False)):
-        composing = front_end.composer.compose_chat(PROMPT, PromptOptions.of(repair=repair), Turns(said))
-        prompt = run_sync(composing)
-        assert prompt.num_history_tokens == (prompt.plan.num_new_tokens if finds else 0)

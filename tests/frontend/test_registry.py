@@ -71,7 +71,7 @@ def test_a_pinned_schema_is_encoded_at_once() -> None:
     entry = front_end.registry["travel"]
     assert entry.is_pinned
     assert front_end.residencies("travel") == ["resident"] * 3
-    assert front_end.link.store.num_pinned_blocks == 80 // 16 + 90 // 16
+    assert front_end.link.store.pins.num_blocks == 80 // 16 + 90 // 16
 
 
 def test_pinning_beyond_the_limit_registers_nothing() -> None:
@@ -86,7 +86,7 @@ def test_a_pinned_version_takes_the_place_of_the_old_one() -> None:
     front_end.register(TRAVEL, pin=True)
     front_end.register(TRAVEL.replace("snow", "rain"), pin=True)
     assert front_end.registry["travel"].is_pinned
-    assert front_end.link.store.num_pinned_blocks == 10
+    assert front_end.link.store.pins.num_blocks == 10
     with nothing_changes(front_end), pytest.raises(RefusedError):
         front_end.register(TRAVEL.replace("the snow", "the snow and the ice"), pin=True)
 
@@ -95,7 +95,7 @@ def test_an_unpinned_version_of_a_pinned_schema_holds_no_pins() -> None:
     front_end = FrontEnd()
     front_end.register(TRAVEL, pin=True)
     front_end.register(TRAVEL.replace("snow", "rain"))
-    assert front_end.link.store.num_pinned_blocks == 0
+    assert front_end.link.store.pins.num_blocks == 0
 
 
 def test_units_that_two_schemas_share_stay_pinned_for_the_other() -> None:
@@ -104,9 +104,9 @@ def test_units_that_two_schemas_share_stay_pinned_for_the_other() -> None:
     front_end = FrontEnd()
     front_end.register(first, second, pin=True)
     run_sync(front_end.registry.remove("travel"))
-    assert front_end.link.store.num_pinned_blocks == 10
+    assert front_end.link.store.pins.num_blocks == 10
     run_sync(front_end.registry.unpin("journey"))
-    assert front_end.link.store.num_pinned_blocks == 0
+    assert front_end.link.store.pins.num_blocks == 0
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -116,7 +116,7 @@ def test_a_pinned_version_leaves_what_another_schema_holds_pinned(fits: bool) ->
     newer = TRAVEL.replace("snow", "rain") if fits else TRAVEL.replace("the snow", "the snow and the ice")
     if fits:
         front_end.register(newer, pin=True)
-        assert front_end.link.store.num_pinned_blocks == 15
+        assert front_end.link.store.pins.num_blocks == 15
     else:
         with nothing_changes(front_end), pytest.raises(RefusedError):
             front_end.register(newer, pin=True)
@@ -131,7 +131,7 @@ def test_removing_a_schema_frees_its_blocks() -> None:
     entry = front_end.registry["travel"]
     run_sync(front_end.registry.remove("travel"))
     assert not front_end.registry.entries and not front_end.registry.layouts and not entry.is_defined
-    assert not front_end.link.store.units and not front_end.link.catalog._holders
+    assert not front_end.link.store.known.by_key and not front_end.link.catalog._holders
     assert front_end.link.pool.get_num_free_blocks() == 200
     with pytest.raises(RefusedError) as caught:
         run_sync(front_end.registry.remove("travel"))
@@ -148,7 +148,7 @@ def test_single_modules_are_pinned_unpinned_and_warmed() -> None:
     run_sync(registry.warm("travel", ["travel/snow"]))
     assert front_end.residencies("travel") == ["resident"] * 3
     run_sync(registry.unpin("travel"))
-    assert front_end.link.store.num_pinned_blocks == 0
+    assert front_end.link.store.pins.num_blocks == 0
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_changes_wait_for_each_other() -> None:
     asyncio.run(register_all())
     assert set(link.catalog._holders) == {digest for digest, _ in front_end.registry["travel"].placements}
     assert set(link.catalog._holders.values()) == {1}
-    assert link.store.num_pinned_blocks == stats(link.store)["blocks_modules"]
+    assert link.store.pins.num_blocks == stats(link.store)["blocks_modules"]
 
 
 def test_a_coroutine_that_waits_is_no_script() -> None:
@@ -234,7 +234,7 @@ def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -
     for front_end in (plain, linked):
         front_end.register(TRAVEL, pin=True)
     stores = [front_end.link.store for front_end in (plain, linked)]
-    assert stores[0].num_pinned_blocks == stores[1].num_pinned_blocks
+    assert stores[0].pins.num_blocks == stores[1].pins.num_blocks
     pinned = [stats(store)["units_pinned"] for store in stores]
     assert pinned[1] > pinned[0]
     assert linked.residencies("travel") == plain.residencies("travel")
@@ -242,4 +242,4 @@ def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -
     assert stats(stores[1])["units_pinned"] == 0
     run_sync(linked.registry.warm("travel"))
     run_sync(linked.registry.remove("travel"))
-    assert not stores[1].units
+    assert not len(stores[1].known)

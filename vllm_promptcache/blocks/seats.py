@@ -46,7 +46,8 @@ class Seats:
     ``positions`` and ``offsets`` (int64, ``(new tokens,)``) are a new token's position and its place in
     the stream. A *row* is a run of new tokens that sees the same shared blocks and whose private tokens
     before it are a prefix of the stream: ``row_starts`` (int64, ``(rows,)``) are the indices of the new
-    tokens where rows begin, ``row_shared_blocks`` how many shared blocks each sees.
+    tokens where rows begin, ``row_shared_blocks`` how many shared blocks each sees. ``item_offsets`` has for
+    each item of the composition where the stream is when it begins.
     """
 
     block_size: int
@@ -59,6 +60,7 @@ class Seats:
     offsets: NDArray[np.int64]
     row_starts: NDArray[np.int64]
     row_shared_blocks: NDArray[np.int64]
+    item_offsets: tuple[int, ...]
 
     @cached_property
     def next_position(self) -> int:
@@ -87,9 +89,11 @@ def take_seats(
     offsets: list[NDArray[np.int64]] = []
     row_starts: list[int] = []
     row_shared: list[int] = []
+    item_offsets: list[int] = []
     num_shared = num_rows = num_new = position = 0
     row_end = -1  # the stream offset at which the open row may be continued
     for item in composition.items:
+        item_offsets.append(num_rows + num_new)
         if isinstance(item, Reused):
             unit, start, end = item
             first, blocks, rows = units[unit].stored_range(start, end)
@@ -125,6 +129,7 @@ def take_seats(
         np.concatenate(offsets) if len(offsets) > 1 else offsets[0],
         np.array(row_starts, np.int64),
         np.array(row_shared, np.int64),
+        tuple(item_offsets),
     )
 
 

@@ -7,9 +7,7 @@ units the engine may not have been told of, ``texts`` by digest. The prompt itse
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,10 @@ from vllm_promptcache.contract.unit import Placement, Unit, digest_of
 EXTRA_ARG = "prompt_cache"
 
 
-def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -> dict[str, Any]:
+def plan_to_wire(plan: Plan, *, with_texts: bool) -> dict[str, Any]:
     """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units.
 
-    The first ``num_history_tokens`` new tokens are earlier turns of a conversation, whose states may be
-    taken from the prefix cache. ``repaired`` are the plan's ranges of repaired tokens, if it has any.
+    ``repaired`` are the plan's ranges of repaired tokens, if it has any.
     New segments at consecutive positions become one run.
     """
     indices: dict[Placement, int] = {}
@@ -45,8 +42,6 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, num_history_tokens: int = 0) -
         else:
             items += (-1, segment.first_position, segment.num_tokens)
     wire: dict[str, Any] = {"units": [list(placement) for placement in indices], "items": items}
-    if num_history_tokens:
-        wire["history"] = num_history_tokens
     if plan.repaired_ranges:
         wire["repaired"] = [list(tokens) for tokens in plan.repaired_ranges]
     if with_texts:
@@ -128,14 +123,6 @@ def ranges_from_wire(ranges: Iterable[Any]) -> tuple[tuple[int, int], ...]:
     if not all(type(number) is int for pair in pairs for number in pair):
         raise TypeError("ranges of repaired tokens are integers")
     return pairs
-
-
-def wire_identity(wire: Mapping[str, Any], keys: Sequence[UnitKey], adapter: Any, tenant: Any) -> bytes:
-    """A digest of all that a composition says, but for the length of the last run, and of who asks."""
-    items = array("q", wire["items"][:-1])
-    digest = blake2b(items.tobytes(), digest_size=32)
-    digest.update(repr(([(key.digest, key.position) for key in keys], adapter, tenant)).encode())
-    return digest.digest()
 
 
 def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:

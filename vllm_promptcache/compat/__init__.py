@@ -24,9 +24,12 @@ from vllm_promptcache.compat.scheduler import (
     install_engine_utility,
     kv_cache_manager_class,
     message_of,
+    notice_adapters,
     physical_slots,
+    plain_block_hash,
     queue_before,
     reorder_prompt,
+    set_aside,
 )
 from vllm_promptcache.compat.shims import carries, expect, wrap_once
 from vllm_promptcache.compat.version import SUPPORTED, UnsupportedError, check_version
@@ -53,7 +56,10 @@ __all__ = [
     "install_engine_utility",
     "reorder_prompt",
     "hash_blocks_later",
+    "notice_adapters",
     "queue_before",
+    "plain_block_hash",
+    "set_aside",
     "physical_slots",
     "attach_message",
     "message_of",

@@ -58,6 +58,27 @@ def install_engine_utility() -> None:
     EngineCore.prompt_cache = prompt_cache  # type: ignore[attr-defined]
 
 
+def notice_adapters() -> None:
+    """Tell the scheduler of every LoRA adapter that the workers load by a call: ``adapter_loaded``.
+
+    Target: EngineCore.add_lora. Why: the scheduler hears nothing of it, and an adapter may be loaded again in
+    place. Unnecessary once vLLM's own prefix cache tells such adapters apart.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    def make(original: Any) -> Any:
+        def add_lora(self: Any, lora_request: Any) -> Any:
+            loaded = original(self, lora_request)
+            notice = getattr(self.scheduler, "adapter_loaded", None)
+            if notice is not None:
+                notice(lora_request)
+            return loaded
+
+        return add_lora
+
+    wrap_once(EngineCore, "add_lora", make, "self", "lora_request")
+
+
 def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> None:
     """Put a request's prompt in the order of its block table, its blocks hashed by ``block_hasher``."""
     if token_ids is not request.prompt_token_ids:
@@ -87,6 +108,26 @@ def hash_blocks_later(key: str) -> None:
     wrap_once(Request, "from_engine_core_request", make, "cls", "request", "block_hasher")
 
 
+def plain_block_hash(vllm_config: Any) -> Any:
+    """vLLM's own hash of a block: ``(request, parent, token IDs, index of the first)``.
+
+    Target: hash_block_tokens and generate_block_hash_extra_keys. Why: the hasher that vLLM makes knows whole
+    requests only. Unnecessary once a scheduler chooses the hasher.
+    """
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core import kv_cache_utils
+
+    expect(kv_cache_utils.hash_block_tokens, "parent_block_hash", "curr_block_token_ids", "extra_keys")
+    expect(kv_cache_utils.generate_block_hash_extra_keys, "start_token_idx", "end_token_idx")
+    function = get_hash_fn_by_name(vllm_config.cache_config.prefix_caching_hash_algo)
+
+    def plain_hash(request: Any, parent: Any, token_ids: Sequence[int], first: int) -> Any:
+        extra, _ = kv_cache_utils.generate_block_hash_extra_keys(request, first, first + len(token_ids), 0)
+        return kv_cache_utils.hash_block_tokens(function, parent, token_ids, extra)
+
+    return plain_hash
+
+
 def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:
     """Put requests into a scheduler's queue just before one that waits in it.
 
@@ -99,6 +140,35 @@ def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:
     else:
         for added in earlier:
             queue.add_request(added)
+
+
+@contextlib.contextmanager
+def set_aside(scheduler: Any, requests: Sequence[Any]) -> Iterator[None]:
+    """Schedule a step in which some requests come behind all others, or not at all if others wait.
+
+    Target: Scheduler.running, waiting and max_num_active_reqs. Why: vLLM schedules who runs before who
+    waits, in the order of arrival. Those set aside keep their place in the batch, and what they hold.
+    """
+    aside = {request.request_id for request in requests}
+    running = [request for request in scheduler.running if request.request_id in aside]
+    others = [request for request in scheduler.running if request.request_id not in aside]
+    waiting = [request for request in requests if request not in running]
+    if not aside or len(scheduler.waiting) == len(waiting):
+        if running and others:
+            scheduler.running = others + running  # the last is also the first to be preempted
+        yield
+        return
+    scheduler.waiting.remove_requests(waiting)
+    scheduler.running = others
+    limit = scheduler.max_num_active_reqs
+    scheduler.max_num_active_reqs = limit - len(running)
+    try:
+        yield
+    finally:
+        scheduler.max_num_active_reqs = limit
+        scheduler.running = scheduler.running + running
+        for request in waiting:
+            scheduler.waiting.add_request(request)
 
 
 def physical_slots(offsets: NDArray[np.int64], blocks: Sequence[Any], block_size: int) -> NDArray[np.int64]:

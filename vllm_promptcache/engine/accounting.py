@@ -7,30 +7,22 @@ from collections.abc import Iterable
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_promptcache.blocks.unit_key import UnitKey
-from vllm_promptcache.engine.module_store import ModuleStore, Residency, has_states
+from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.stored_unit import Residency
 
 
 def check_integrity(store: ModuleStore, request_blocks: Iterable[Iterable[KVCacheBlock]]) -> None:
-    """Check that free + module + request blocks + the null block are the whole pool.
+    """Check that free + module + request blocks + the null block are the whole pool, and all counts.
 
     ``request_blocks`` are the block tables of all live requests. Raises AssertionError with the
     first block whose reference count its holders do not explain.
     """
-    holders: dict[int, int] = {}
-    owner: dict[int, UnitKey] = {}
-    for unit in store.units.values():
-        assert unit.users >= 0 and unit.names >= 0, unit
-        assert unit.residency is not Residency.ABSENT or not unit.blocks, unit.key
-        for block in unit.blocks:
-            assert block.block_id not in owner, f"block {block.block_id} belongs to two units"
-            owner[block.block_id] = unit.key
-            holders[block.block_id] = 1
+    owner = _check_units(store)
+    holders = dict.fromkeys(owner, 1)
     for table in request_blocks:
         for block in table:
             if not block.is_null:
                 holders[block.block_id] = holders.get(block.block_id, 0) + 1
-    kept = sum(u.geometry.num_rows for u in store.units.values() if has_states(u))
-    assert kept == store.num_kept_rows, f"{kept} rows are kept, {store.num_kept_rows} counted"
     pool = store.block_pool
     for block in pool.blocks:
         if block.is_null:
@@ -48,20 +40,45 @@ def check_integrity(store: ModuleStore, request_blocks: Iterable[Iterable[KVCach
     )
 
 
+def _check_units(store: ModuleStore) -> dict[int, UnitKey]:
+    """Check what is counted of units; the units that own blocks, by block."""
+    owner: dict[int, UnitKey] = {}
+    units = list(store.known.by_key.values())
+    for unit in units:
+        assert unit.users >= 0 and unit.holders >= 0, unit
+        assert unit.has_states or not unit.blocks, unit.key
+        for block in unit.blocks:
+            assert block.block_id not in owner, f"block {block.block_id} belongs to two units"
+            owner[block.block_id] = unit.key
+    resident, pins = store.resident, store.pins
+    kept = sum(unit.geometry.num_rows for unit in units if unit.has_states)
+    assert kept == resident.num_kept_rows, f"{kept} rows are kept, {resident.num_kept_rows} counted"
+    for residency, counted in (
+        (Residency.RESIDENT, resident.num_resident),
+        (Residency.ENCODING, resident.num_encoding),
+    ):
+        found = sum(unit.residency is residency for unit in units)
+        assert found == counted, f"{found} units are {residency.value}, {counted} counted"
+    owned = sum(len(unit.blocks) for unit in units)
+    assert owned == resident.num_blocks, f"{owned} blocks are modules', {resident.num_blocks} counted"
+    pinned = sum(unit.geometry.num_blocks for unit in units if unit.pinned)
+    assert pinned == pins.num_blocks, f"{pinned} blocks are pinned, {pins.num_blocks} counted"
+    return owner
+
+
 def stats(store: ModuleStore) -> dict[str, int]:
     """Counts for people: units by state, blocks by use, limits."""
-    units = list(store.units.values())
     return {
-        "units_known": len(units),
-        "units_resident": sum(u.residency is Residency.RESIDENT for u in units),
-        "units_encoding": sum(u.residency is Residency.ENCODING for u in units),
-        "units_pinned": sum(u.pinned for u in units),
+        "units_known": len(store.known),
+        "units_resident": store.resident.num_resident,
+        "units_encoding": store.resident.num_encoding + len(store.backlog),
+        "units_pinned": store.pins.num_units,
         "blocks_total": store.block_pool.num_gpu_blocks - 1,
         "blocks_free": store.block_pool.get_num_free_blocks(),
-        "blocks_modules": sum(len(u.blocks) for u in units),
-        "blocks_pinned": store.num_pinned_blocks,
-        "blocks_pin_limit": store.pin_limit,
-        "rows_kept": store.num_kept_rows,
+        "blocks_modules": store.resident.num_blocks,
+        "blocks_pinned": store.pins.num_blocks,
+        "blocks_pin_limit": store.pins.limit,
+        "rows_kept": store.resident.num_kept_rows,
         "block_size": store.block_size,
-        "evictions": store.num_evictions,
+        "evictions": store.resident.num_evictions,
     }

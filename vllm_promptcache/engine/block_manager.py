@@ -12,6 +12,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.accounting import check_integrity
 from vllm_promptcache.engine.composed_request import ComposedRequest
+from vllm_promptcache.engine.composed_requests import ComposedRequests
+from vllm_promptcache.engine.encoding import Encodings
 from vllm_promptcache.engine.module_store import ModuleStore
 
 
@@ -26,11 +28,12 @@ class PromptCacheBlockManager(KVCacheManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.composed: dict[str, ComposedRequest] = {}
         self.newly_seated: list[str] = []
         # Composed requests that the scheduler has tried in this step, in order; some had to be skipped.
         self.tried: list[ComposedRequest] = []
         self.store: ModuleStore
+        self.composed: ComposedRequests
+        self.encodings: Encodings
 
     def open_store(self, pin_fraction: float) -> None:
         """Create the module store. A request of the model's full length always has room beside pins."""
@@ -39,24 +42,24 @@ class PromptCacheBlockManager(KVCacheManager):
         one_request = -(-self.max_model_len // size)
         pin_limit = max(min(int(pin_fraction * usable), usable - one_request), 0)
         self.store = ModuleStore(pool, size, pin_limit, self.max_model_len)
+        self.composed = ComposedRequests(self.store)
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         """A composed request's cached tokens are computed; their blocks enter when it is admitted."""
-        composed = self.composed.get(request.request_id)
+        composed = self.composed.by_id.get(request.request_id)
         if composed is None:
             return super().get_computed_blocks(request)
-        composed.found = self._find_history(request, composed)
+        composed.found = self._find_private(request, composed)
         return self.empty_kv_cache_blocks, composed.num_found_tokens, 0
 
-    def _find_history(self, request: Request, composed: ComposedRequest) -> list[KVCacheBlock]:
-        """The private blocks that an earlier request left in the prefix cache, as far as they hold edge
-        rows and earlier turns of the conversation only: what counts as cached does not depend on luck."""
+    def _find_private(self, request: Request, composed: ComposedRequest) -> list[KVCacheBlock]:
+        """The private blocks that an earlier request left in the prefix cache, up to the last new token,
+        which is always computed."""
         found: list[KVCacheBlock] = []
-        if not self.enable_caching:
+        if not self.enable_caching or request.skip_reading_prefix_cache:
             return found
         seats = composed.seats
-        limit = int(seats.offsets[composed.num_history_tokens]) // seats.block_size
-        first = seats.num_shared_blocks
+        first, limit = seats.num_shared_blocks, int(seats.offsets[-1]) // seats.block_size
         for block_hash in request.block_hashes[first : first + limit]:
             hit = self.block_pool.get_cached_block(block_hash, [0])
             if hit is None:
@@ -68,7 +71,7 @@ class PromptCacheBlockManager(KVCacheManager):
         self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any
     ) -> KVCacheBlocks | None:
         """As vLLM's; when blocks are short, idle unpinned modules are dropped one by one."""
-        composed = self.composed.get(request.request_id)
+        composed = self.composed.by_id.get(request.request_id)
         drops: Iterator[UnitKey] | None = None
         while True:
             if composed is None:
@@ -86,17 +89,17 @@ class PromptCacheBlockManager(KVCacheManager):
         if composed is not None:
             computed = (request.num_computed_tokens or composed.num_found_tokens) + num_new_tokens
             self.cache_blocks(request, min(computed, request.num_tokens))
-            if composed.encodes is not None and computed >= request.num_prompt_tokens:
-                self.store.finish_encoding(composed.encodes)
+            if composed.encoding is not None and computed >= request.num_prompt_tokens:
+                self.encodings.finish(composed.encoding)
         return blocks
 
     def _seat(
         self, request: Request, composed: ComposedRequest, num_new_tokens: int, kwargs: dict[str, Any]
     ) -> KVCacheBlocks | None:
         """Give a composed request its table, or nothing at all."""
-        seats, store = composed.seats, self.store
+        seats, resident = composed.seats, self.store.resident
         manager = self.coordinator.single_type_managers[0]
-        held = store.shared_blocks(seats.shared) + composed.found
+        held = resident.shared_blocks(seats.shared) + composed.found
         self.block_pool.touch(held)
         manager.req_to_blocks[request.request_id].extend(held)
         manager.num_cached_block[request.request_id] = len(held)
@@ -104,8 +107,8 @@ class PromptCacheBlockManager(KVCacheManager):
         if len(seats.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
             num_tokens = request.num_tokens
         reserved = kwargs.get("reserved_blocks", 0)
-        if composed.encodes is not None:
-            reserved += store.units[composed.encodes].geometry.num_blocks
+        if composed.encoding is not None:
+            reserved += composed.encoding.unit.geometry.num_blocks
         blocks = super().allocate_slots(
             request,
             num_tokens,
@@ -117,9 +120,9 @@ class PromptCacheBlockManager(KVCacheManager):
         if blocks is None:
             self.coordinator.free(request.request_id)
             return None
-        store.use(composed.composition.unit_keys)
-        if composed.encodes is not None:
-            store.allocate(composed.encodes)
+        resident.use(composed.composition.unit_keys)
+        if composed.encoding is not None:
+            self.encodings.allocate(composed.encoding)
         composed.seated = True
         self.newly_seated.append(request.request_id)
         return blocks
@@ -127,28 +130,28 @@ class PromptCacheBlockManager(KVCacheManager):
     def free(self, request: Request) -> None:
         """Free a finished or preempted request's blocks and leave its modules' blocks to others."""
         super().free(request)
-        composed = self.composed.get(request.request_id)
+        composed = self.composed.by_id.get(request.request_id)
         if composed is None or not composed.seated:
             return
         composed.seated = False
-        self.store.release(composed.composition.unit_keys)
-        if composed.encodes is not None:
-            self.store.interrupt_encoding(composed.encodes, given_up=request.is_finished())
+        self.store.resident.end_use(composed.composition.unit_keys)
+        if composed.encoding is not None:
+            self.encodings.interrupt(composed.encoding)
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Composed states enter the prefix cache under hashes of their own, or not at all."""
-        composed = self.composed.get(request.request_id)
+        composed = self.composed.by_id.get(request.request_id)
         if composed is None or (request.block_hashes and composed.is_filled(num_computed_tokens)):
             super().cache_blocks(request, num_computed_tokens)
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
         """The prefix cache's own statistics are about prefixes only."""
-        if request.request_id not in self.composed:
+        if request.request_id not in self.composed.by_id:
             super().record_prefix_cache_stats(request, num_hits)
 
     def reset_prefix_cache(self) -> bool:
         """States may be stale (new weights, sleep): modules are dropped too and encoded on demand."""
-        self.store.drop_all()
+        self.store.resident.drop_all()
         return super().reset_prefix_cache()
 
     def check_integrity(self) -> None:
@@ -160,13 +163,13 @@ class PromptCacheBlockManager(KVCacheManager):
         """Drop idle units, the least recently used first, one at each step.
 
         A request that waits must not take what those need that were tried before it and had to be
-        skipped, nor a unit that is encoded what is there already for its asker. So two that need each
+        skipped, nor a unit that is encoded what is there already for its requester. So two that need each
         other's blocks do not take them in turn. It may take what those wait for that come later.
         """
         if request.status == RequestStatus.RUNNING:
-            yield from self.store.reclaim(set())
+            yield from self.store.resident.reclaim(set())
             return
         wanting = [tried for tried in self.tried if not tried.seated]
-        if composed is not None and composed.asker_id in self.composed:
-            wanting.append(self.composed[composed.asker_id])
-        yield from self.store.reclaim({key for one in wanting for key in one.composition.unit_keys})
+        if composed is not None and composed.requester_id in self.composed.by_id:
+            wanting.append(self.composed.by_id[composed.requester_id])
+        yield from self.store.resident.reclaim({key for one in wanting for key in one.composition.unit_keys})

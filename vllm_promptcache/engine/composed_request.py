@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from vllm_promptcache.blocks.composition import Composition
+from vllm_promptcache.blocks.composition import Composition, Reused
 from vllm_promptcache.blocks.heads import whole_units
 from vllm_promptcache.blocks.seats import Seats
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.stream_hasher import new_tokens_before
+
+if TYPE_CHECKING:
+    from vllm_promptcache.engine.encoding import Encoding
 
 
 @dataclass(eq=False)
 class ComposedRequest:
     """A request whose cached tokens come from units.
 
-    ``is_encoding`` says that it is one of the scheduler's own; ``encodes`` is the unit whose states it
-    computes, until its last step is scheduled, and ``asker_id`` the request that it was first queued for.
-    ``seated`` is true while the request holds its shared blocks. ``num_encoded_units`` counts the units
-    that were not resident when it arrived. ``num_history_tokens`` of its new tokens are earlier turns of
-    the conversation, whose states may be found in the prefix cache; ``found`` holds the private blocks
-    that were, at the last look. ``repaired_ranges`` are the half-open ranges of new tokens that units
-    hold and that a repair has computed anew. ``reported`` is true once the front end knows what was reused.
+    ``missing`` are the units that it still waits for, ``encoded`` those that began to be encoded because
+    it asked for them. ``seated`` is true while the request holds its shared blocks.
+    ``found`` holds the private blocks that the prefix cache had at the last look. ``repaired_ranges`` are
+    the half-open ranges of new tokens that units hold and that a repair has computed anew. ``reported``
+    is true once the front end knows what was reused.
+
+    ``is_encoding`` says that it is one of the scheduler's own; ``encoding`` is what it encodes, until its
+    last step is scheduled, and ``requester_id`` the request that it was queued for.
     """
 
     request: Request
     composition: Composition
     seats: Seats
-    encodes: UnitKey | None = None
     is_encoding: bool = False
-    asker_id: str | None = None
+    encoding: Encoding | None = None
+    requester_id: str | None = None
     seated: bool = False
-    num_encoded_units: int = 0
-    num_history_tokens: int = 0
+    missing: dict[UnitKey, None] = field(default_factory=dict)
+    encoded: set[UnitKey] = field(default_factory=set)
     found: list[KVCacheBlock] = field(default_factory=list)
     repaired_ranges: tuple[tuple[int, int], ...] = ()
     reported: bool = False
@@ -44,19 +49,31 @@ class ComposedRequest:
     def report(self) -> dict[str, int]:
         """What was reused, for the front end: units are called modules there.
 
-        Repaired tokens are counted among the new ones; not those that an earlier turn has left.
+        A prompt's tokens are *reused*, of modules that were resident or that another request had begun to
+        encode; *encoded*, of modules that this one had encoded; *found* in the prefix cache; or *new*.
+        Repaired tokens are counted among the new ones; not those that are found.
         """
-        num_units = len(whole_units(self.composition.unit_keys))
+        units = whole_units(self.composition.unit_keys)
+        num_encoded_units = len(units & whole_units(self.encoded))
+        num_encoded = self.num_encoded_tokens
         num_found = self.num_found_tokens - self.seats.num_cached_tokens
         return {
-            "modules_resident": num_units - self.num_encoded_units,
-            "modules_encoded": self.num_encoded_units,
-            "tokens_reused": self.num_found_tokens,
+            "modules_resident": len(units) - num_encoded_units,
+            "modules_encoded": num_encoded_units,
+            "tokens_reused": self.seats.num_cached_tokens - num_encoded,
+            "tokens_encoded": num_encoded,
+            "tokens_found": num_found,
             "tokens_new": self.seats.num_prompt_tokens - self.num_found_tokens,
             "tokens_repaired": sum(
                 max(end - max(start, num_found), 0) for start, end in self.repaired_ranges
             ),
         }
+
+    @property
+    def num_encoded_tokens(self) -> int:
+        """Tokens of modules that were encoded because this request asked for them."""
+        items = self.composition.items
+        return sum(i.end - i.start for i in items if isinstance(i, Reused) and i.unit in self.encoded)
 
     @property
     def num_found_tokens(self) -> int:

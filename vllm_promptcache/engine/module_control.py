@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from vllm_promptcache.blocks.heads import head_end_of_link
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import keys_from_wire, texts_from_wire
 from vllm_promptcache.engine.accounting import stats
-from vllm_promptcache.engine.module_store import ModuleStore, Residency
+from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
+
+
+class Background(Protocol):
+    """Who makes units resident that no request waits for."""
+
+    def start_background(self) -> None:
+        """Begin with what is in the backlog."""
+
+    def reconsider(self, unit: StoredUnit) -> None:
+        """Somebody wants a unit no more."""
 
 
 class ModuleControl:
@@ -24,19 +35,19 @@ class ModuleControl:
         self,
         store: ModuleStore,
         catalog: UnitCatalog,
-        start_encoding: Callable[[Iterable[UnitKey]], None],
+        residence: Background,
         check_integrity: Callable[[], None],
         link_tokens: int = 0,
     ):
         self.store = store
         self.catalog = catalog
-        self._start_encoding = start_encoding
+        self._residence = residence
         self._check_integrity = check_integrity
         self._link_tokens = link_tokens
 
     def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``, ``status``,
-        ``stats`` or ``check``. Plain types in and out."""
+        """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``,
+        ``status``, ``stats`` or ``check``. Plain types in and out."""
         handlers = {
             "define": self._define,
             "forget": self._forget,
@@ -52,8 +63,8 @@ class ModuleControl:
     def _define(self, payload: dict[str, Any]) -> dict[str, Any]:
         texts = texts_from_wire(payload["texts"])
         self.catalog.define(texts)
-        for key in [key for digest in texts for key in self.store.placements_of(digest)]:
-            self.store.revive(key)
+        for key in [key for digest in texts for key in self.store.known.placements_of(digest)]:
+            self.store.known[key].retired = False
         return {}
 
     def _forget(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -61,51 +72,67 @@ class ModuleControl:
         digests = list(dict.fromkeys(key.digest for key in keys_from_wire(payload["units"])))
         self.catalog.forget(digests)
         gone = [digest for digest in digests if digest not in self.catalog]
-        for key in [key for digest in gone for key in self.store.placements_of(digest)]:
-            if key in self.store.units:  # not gone already with a unit that it was context of
-                self.store.retire(key)
+        for key in [key for digest in gone for key in self.store.known.placements_of(digest)]:
+            if key in self.store.known:  # not gone already with a unit that it was context of
+                unit = self.store.known[key]
+                unit.retired = True
+                self._want_no_more(unit)
+                self.store.known.settle(unit)
         return {}
 
     def _pin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        keys = self._known_keys(payload["units"])
-        pinned = self.store.pin(keys)
+        keys = self._hold(payload["units"])
+        pinned = self.store.pins.pin(keys)
         if pinned:
-            self._start_encoding(keys)
-        for key in keys:
-            self.store.unname(key)
+            self.store.backlog.add_pinned(keys)
+            self._residence.start_background()
+        self._release(keys)
         return {"pinned": pinned, **self._stats({})}
 
     def _unpin(self, payload: dict[str, Any]) -> dict[str, Any]:
-        keys = [key for key in keys_from_wire(payload["units"]) if key in self.store.units]
-        heads = [head for key in keys if (head := self._head_key(key)) in self.store.units]
-        self.store.unpin([*heads, *keys])
+        """Let units go again; what is still to be encoded for the pin is not."""
+        keys = [key for key in keys_from_wire(payload["units"]) if key in self.store.known]
+        heads = [head for key in keys if (head := self._head_key(key)) and head in self.store.known]
+        for key in [*heads, *keys]:
+            self._want_no_more(self.store.known[key])
         return self._stats({})
+
+    def _want_no_more(self, unit: StoredUnit) -> None:
+        with self.store.known.held(unit):
+            self.store.pins.unpin((unit.key,))
+            self.store.backlog.end_warming(unit)
+            self._residence.reconsider(unit)
 
     def _warm(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Encode units; ``refused`` says why that can never be done, and then nothing is."""
-        keys = self._known_keys(payload["units"])
+        keys = self._hold(payload["units"])
         refused = None
         try:
             for key in keys:
-                self.store.check_room_alone(key)
-            self._start_encoding(keys)
+                self.store.pins.check_room_alone(key)
+            self.store.backlog.add_warmed(keys)
+            self._residence.start_background()
         except ValueError as error:
             refused = str(error)
-        for key in keys:
-            self.store.unname(key)
+        self._release(keys)
         return {"refused": refused, **self._stats({})}
 
-    def _known_keys(self, placements: list[list[Any]]) -> list[UnitKey]:
+    def _hold(self, placements: list[list[Any]]) -> list[UnitKey]:
         """Keys of units, each with a holder more, and of their heads for link tokens by default."""
-        keys = keys_from_wire(placements)
+        keys = list(dict.fromkeys(keys_from_wire(placements)))
         texts = self.catalog.texts_of((key.digest for key in keys), {})
+        known = self.store.known
         for key in keys:
-            self.store.name(key, texts)
-        return [*keys, *(self.store.name_head(key, end).key for key in keys if (end := self._head_end(key)))]
+            known.hold(key, texts)
+        return [*keys, *(known.hold_head(key, end).key for key in keys if (end := self._head_end(key)))]
+
+    def _release(self, keys: Iterable[UnitKey]) -> None:
+        for key in keys:
+            self.store.known.release(key)
 
     def _head_end(self, key: UnitKey) -> int | None:
         """Where the head of a known unit ends that requests use by default; None where they use none."""
-        unit = self.store.units[key]
+        unit = self.store.known[key]
         return head_end_of_link(unit.text, unit.geometry, self._link_tokens) if self._link_tokens else None
 
     def _head_key(self, key: UnitKey) -> UnitKey | None:
@@ -115,7 +142,7 @@ class ModuleControl:
     def _status(self, payload: dict[str, Any]) -> dict[str, Any]:
         units = []
         for key in keys_from_wire(payload["units"]):
-            unit = self.store.units.get(key)
+            unit = self.store.known.by_key.get(key)
             residency = unit.residency if unit is not None else Residency.ABSENT
             units.append(
                 {

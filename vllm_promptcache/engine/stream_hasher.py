@@ -1,54 +1,93 @@
-"""Block hashes of composed requests' private blocks, so that a later turn finds an earlier one's."""
+"""Block hashes of composed requests' private blocks, so that a later request finds an earlier one's."""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.seats import Seats
 
 HASH_SIZE = 32
+
+# A block's hash in vLLM's own chain: ``(request, parent, token IDs, first index)``.
+PlainHash = Callable[[Request, BlockHash | None, Sequence[int], int], BlockHash]
 
 
 class StreamHasher:
     """Hashes the full blocks of a request's stream, in stream order.
 
-    The chain's ``seed`` is everything the stream's states rest on besides its new tokens: units and
-    ranges reused, positions, and the variant (adapter and tenant) that all of its units have. Without the
-    length of the last run, so that a longer conversation over the same modules continues the same chain.
-    The hashes are cryptographic whatever the prefix cache's are, and never equal a plain request's.
+    A block's hash names all that its states rest on, and nothing else: what the prompt reuses and computes up
+    to the block's last token, in position order, the adapter and the tenant. So prompts that begin alike find
+    each other's blocks as far as they do, and a longer conversation over the same modules continues the
+    chain. The hashes are cryptographic whatever the prefix cache's are, and never equal a plain request's,
+    but for blocks of new text at the very start of a prompt: those *are* a plain request's.
     Stands in for ``Request._block_hasher``.
     """
 
-    def __init__(self, seats: Seats, seed: bytes):
+    def __init__(
+        self, composition: Composition, seats: Seats, adapter: Any, tenant: Any, plain_hash: PlainHash
+    ):
         self._seats = seats
-        self._seed = seed
-        self._first_new_offset = int(seats.offsets[0])
+        self._seed = repr((adapter, tenant)).encode()
+        self._plain_hash = plain_hash
+        self._events = [
+            (offset, _described(item, offset))
+            for item, offset in zip(composition.items, seats.item_offsets, strict=True)
+        ]
+        self._next_event = 0
+        first = composition.items[0]
+        is_plain = isinstance(first, Computed) and first.first_position == 0
+        self._num_plain = first.num_tokens if isinstance(first, Computed) and is_plain else 0
+        # A prompt of nothing else is plain throughout, and what is generated behind it.
+        self._is_all_plain = is_plain and len(composition.items) == 1
 
     def __call__(self, request: Request) -> list[BlockHash]:
         """Hashes of the blocks that became full since the last call; shared blocks have none (``b""``)."""
         seats, hashes = self._seats, request.block_hashes
         shared, size = seats.num_shared_blocks, seats.block_size
+        if not hashes:
+            self._next_event = 0
         new: list[BlockHash] = [BlockHash(b"")] * max(shared - len(hashes), 0)
         start = len(hashes) + len(new) - shared
         end = request.num_tokens // size - shared
-        parent = hashes[-1] if start > 0 else self._seed
+        parent = hashes[-1] if start > 0 else None
         for block in range(start, end):
-            text = parent + self._new_tokens_in(block, request)
-            parent = BlockHash(blake2b(text, digest_size=HASH_SIZE).digest())
+            token_ids = self._new_tokens_in(block, request)
+            if self._is_all_plain or (block + 1) * size <= self._num_plain:
+                parent = self._plain_hash(request, parent, token_ids, block * size)
+            else:
+                text = (parent or b"") + self._seed + self._events_before((block + 1) * size)
+                text += array("q", token_ids).tobytes()
+                parent = BlockHash(blake2b(text, digest_size=HASH_SIZE).digest())
             new.append(parent)
         return new
 
-    def _new_tokens_in(self, block: int, request: Request) -> bytes:
+    def _events_before(self, offset: int) -> bytes:
+        """What begins before a stream offset and was in no block before."""
+        parts: list[bytes] = []
+        while self._next_event < len(self._events) and self._events[self._next_event][0] < offset:
+            parts.append(self._events[self._next_event][1])
+            self._next_event += 1
+        return b"".join(parts)
+
+    def _new_tokens_in(self, block: int, request: Request) -> Sequence[int]:
         seats = self._seats
-        if (block + 1) * seats.block_size <= self._first_new_offset:
-            return b""  # edge rows only: the seed says which
         low, high = (new_tokens_before(seats, (block + i) * seats.block_size) for i in (0, 1))
         first = seats.num_cached_tokens
-        return array("q", request.all_token_ids[first + low : first + high]).tobytes()
+        return request.all_token_ids[first + low : first + high]
+
+
+def _described(item: Reused | Computed, offset: int) -> bytes:
+    if isinstance(item, Computed):
+        return f"new {offset} {item.first_position};".encode()
+    key = item.unit
+    return f"{key.digest} {key.position} {key.part} {offset} {item.start} {item.end};".encode()
 
 
 def new_tokens_before(seats: Seats, offset: int) -> int:

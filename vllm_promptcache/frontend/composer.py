@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.contract.repair import FULL, NONE, Repair
+from vllm_promptcache.contract.repair import NONE, Repair
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.documents import DocumentMemory, LayoutBuilder, RequestDocument
@@ -35,14 +35,12 @@ SMALL_DOCUMENT = 32 * 1024
 class ComposedPrompt:
     """A prompt as the engine is asked to run it.
 
-    At most ``max_new_tokens`` can be generated: positions or blocks run out. The first
-    ``num_history_tokens`` of the new tokens are earlier turns of a conversation.
+    At most ``max_new_tokens`` can be generated: positions or blocks run out.
     """
 
     plan: Plan
     entry: SchemaEntry
     max_new_tokens: int
-    num_history_tokens: int = 0
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -52,11 +50,7 @@ class ComposedPrompt:
     def to_wire(self) -> dict[str, Any]:
         """What travels to the engine. To be asked for when the request is sent: whether the engine
         knows the units depends on what it was told before."""
-        return plan_to_wire(
-            self.plan,
-            with_texts=not self.entry.is_defined,
-            num_history_tokens=self.num_history_tokens,
-        )
+        return plan_to_wire(self.plan, with_texts=not self.entry.is_defined)
 
 
 class Composer:
@@ -110,8 +104,7 @@ class Composer:
             plan = build_chat(entry.layout, resolution, turns)
         except ChatTemplateError as error:
             raise RefusedError(str(error), field="messages") from error
-        is_later_turn = any(message.get("role") == "assistant" for message in turns.messages)
-        return await self._compose(entry, plan, options, tenant, is_later_turn)
+        return await self._compose(entry, plan, options, tenant)
 
     async def _compose(
         self,
@@ -119,15 +112,12 @@ class Composer:
         plan: Plan,
         options: PromptOptions,
         tenant: bool,
-        is_later_turn: bool = False,
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
         plan = repaired(plan, repair)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         positions = self._builder.max_model_len - plan.next_position
-        # Full attention is what others are compared with: it finds nothing either.
-        history = plan.num_new_tokens if is_later_turn and repair != FULL else 0
-        return ComposedPrompt(plan, entry, min(room, positions), history)
+        return ComposedPrompt(plan, entry, min(room, positions))
 
     async def _read(self, pml: object) -> tuple[SchemaEntry, PromptNode]:
         """The schema and the prompt of a request's document."""

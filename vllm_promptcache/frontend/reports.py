@@ -66,7 +66,7 @@ class Reports:
 
     @property
     def _num_cached(self) -> int:
-        return self.counts.get("tokens_reused", 0)
+        return self.counts.get("tokens_reused", 0) + self.counts.get("tokens_found", 0)
 
     def _complete_chunk(self, line: str) -> str:
         chunk = json.loads(line.removeprefix("data: "))

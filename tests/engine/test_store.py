@@ -1,0 +1,125 @@
+"""The store's parts over vLLM's block pool, without an engine: what may go, in which order, at which cost."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm.v1.core.block_pool import BlockPool
+
+from vllm_promptcache.blocks.composition import Seen, UnitText
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.engine import resident_units
+from vllm_promptcache.engine.accounting import check_integrity, stats
+from vllm_promptcache.engine.eviction import LeastRecentlyUsed
+from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.stored_unit import StoredUnit
+
+SIZE = 4
+
+
+class Uncounted(dict[Any, Any]):
+    """A mapping that may be asked for one thing at a time."""
+
+    def _refuse(self, *args: Any) -> Any:
+        raise AssertionError("a list of all that is known was made")
+
+    __iter__ = keys = values = items = copy = _refuse
+
+
+def make_store(num_blocks: int = 100) -> ModuleStore:
+    pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=SIZE)
+    return ModuleStore(pool, SIZE, num_blocks // 2, 100_000)
+
+
+def text(num_tokens: int, *context: Seen) -> UnitText:
+    tokens = np.arange(num_tokens)
+    return UnitText(tokens, tokens, np.ones(num_tokens, bool), context)
+
+
+def encode(store: ModuleStore, name: str, num_tokens: int = 6, *context: Seen) -> StoredUnit:
+    """A unit that is resident, known for its states alone."""
+    unit = store.known.hold(UnitKey(name, 0), {name: text(num_tokens, *context)})
+    if not unit.has_states:
+        store.resident.begin(unit)
+        store.resident.allocate(unit)
+        store.resident.finish(unit)
+        store.resident.end_use((unit.key,))
+    store.known.release(unit.key)
+    return unit
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    store = make_store()
+    units = [encode(store, name) for name in "abcd"]
+    store.resident.use((units[0].key,))
+    assert [key.digest for key in store.resident.reclaim({units[2].key})] == ["b", "d"]
+    store.resident.end_use((units[0].key,))
+    assert [key.digest for key in store.resident.reclaim(set())] == ["c", "a"]
+    check_integrity(store, [])
+    assert (stats(store)["units_known"], stats(store)["evictions"]) == (0, 4)
+
+
+def test_what_is_pinned_or_used_does_not_go() -> None:
+    store = make_store()
+    pinned, used, idle = (encode(store, name) for name in "pui")
+    assert store.pins.pin([pinned.key])
+    store.resident.use((used.key,))
+    assert list(store.resident.reclaim(set())) == [idle.key]
+    store.pins.unpin([pinned.key])
+    assert list(store.resident.reclaim(set())) == [pinned.key]
+    store.resident.end_use((used.key,))
+    check_integrity(store, [])
+
+
+def test_nothing_that_requests_do_lists_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the bound too, where each release has one unit go."""
+    monkeypatch.setattr(resident_units, "MAX_KNOWN_UNITS", 40)
+    store = make_store()
+    for index in range(40):
+        encode(store, f"{index}", 2)
+    store.known.by_key = Uncounted({key: store.known[key] for key in store.known.by_key})
+    for index in range(40, 60):
+        unit = encode(store, f"{index}", 2 if index % 2 else 6)
+        store.resident.use((unit.key,))
+        store.resident.end_use((unit.key,))
+        stats(store)
+    assert len(store.known) == 40
+    assert next(store.resident.reclaim(set())).digest == "40"
+
+
+def test_rows_beside_the_cache_are_bounded_by_dropping_the_oldest() -> None:
+    store = make_store(40)
+    limit = store.resident.max_kept_rows
+    for index in range(limit):
+        encode(store, f"{index}", 3)
+    assert store.resident.num_kept_rows <= limit
+    assert UnitKey("0", 0) not in store.known and UnitKey(f"{limit - 1}", 0) in store.known
+    check_integrity(store, [])
+
+
+def test_orders_of_eviction_take_and_give_in_any_order() -> None:
+    order = LeastRecentlyUsed()
+    a, b = UnitKey("a", 0), UnitKey("b", 0)
+    for key in (a, b, a):  # offered already: it keeps its place
+        order.offered(key)
+    assert list(order) == [a, b]
+    order.taken(a)
+    order.offered(a)
+    assert list(order) == [b, a] and len(order) == 2
+    order.evicted(b)
+    order.taken(b)
+    assert list(order) == [a]
+
+
+def test_contexts_are_known_as_long_as_who_has_seen_them() -> None:
+    store = make_store()
+    seen = Seen("root", -3)
+    texts = {"root": text(3), "child": text(5, seen)}
+    child = store.known.hold(UnitKey("child", 3), texts)
+    assert child.context == (UnitKey("root", 0),)
+    assert store.known[UnitKey("root", 0)].holders == 1
+    store.known.release(child.key)
+    assert not len(store.known)
+    with pytest.raises(ValueError, match="cannot stand at position -1"):
+        store.known.hold(UnitKey("child", 2), texts)
+    assert not len(store.known)

@@ -1,0 +1,153 @@
+"""Requests to composed requests: what one carries, or what encodes a unit, put on units and blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+from vllm_promptcache import compat
+from vllm_promptcache.blocks.checks import check_text
+from vllm_promptcache.blocks.composition import Composition, compose_encoding
+from vllm_promptcache.blocks.heads import take_from_heads
+from vllm_promptcache.blocks.seats import Seats, take_seats
+from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.blocks.wire import (
+    composition_from_wire,
+    keys_from_wire,
+    ranges_from_wire,
+    texts_from_wire,
+)
+from vllm_promptcache.engine.adapters import Adapters
+from vllm_promptcache.engine.composed_request import ComposedRequest
+from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.stored_unit import StoredUnit
+from vllm_promptcache.engine.stream_hasher import PlainHash, StreamHasher
+from vllm_promptcache.engine.unit_catalog import UnitCatalog
+
+# With priorities, behind whatever a client asks for.
+BACKGROUND_PRIORITY = 1 << 30
+
+
+class Composing:
+    """Composes requests over the units of a store; each request holds its units from then on.
+
+    ``plain_hash`` is given where private blocks enter the prefix cache.
+    """
+
+    def __init__(
+        self,
+        store: ModuleStore,
+        catalog: UnitCatalog,
+        max_model_len: int,
+        vocabulary: int,
+        plain_hash: PlainHash | None,
+    ):
+        self._store = store
+        self._catalog = catalog
+        self._max_model_len = max_model_len
+        self._vocabulary = vocabulary
+        self._plain_hash = plain_hash
+        self.adapters = Adapters()
+
+    def compose(self, request: Request, wire: Any) -> ComposedRequest:
+        """The request as what it carries says; its prompt is put in the order of its block table.
+
+        Raises:
+            LookupError, TypeError, ValueError: it cannot be composed so; nothing is held then.
+        """
+        if not isinstance(wire, Mapping):
+            raise TypeError(f"a composition is a mapping, not {type(wire).__name__}")
+        if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
+            raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
+        adapter, tenant = self.adapters.of(request.lora_request), request.cache_salt
+        keys = keys_from_wire(wire["units"], adapter, tenant)
+        unknown = [key.digest for key in keys if key not in self._store.known]
+        repaired = ranges_from_wire(wire.get("repaired", ()))
+        given = texts_from_wire(wire.get("texts", {})) if unknown else {}
+        for text in given.values():
+            check_text(text, self._max_model_len, self._vocabulary)
+        texts = self._catalog.texts_of(unknown, given)
+        composition = composition_from_wire(wire, keys)
+        held: dict[UnitKey, StoredUnit] = {}
+        try:
+            for key in composition.unit_keys:
+                held[key] = self._store.known.hold(key, texts)
+            if repaired:
+                composition = self._take_from_heads(composition, held)
+            seats = self._seats(composition, self._max_model_len)
+            num_blocks = -(-seats.num_prompt_tokens // self._store.block_size)
+            self._store.pins.check_room(held.values(), num_blocks - seats.num_shared_blocks)
+            # Positions run out before tokens do: there generation ends, with reason "length".
+            request.max_tokens = min(request.max_tokens, self._max_model_len - seats.next_position)
+            hasher = None
+            if self._plain_hash is not None:
+                hasher = StreamHasher(composition, seats, adapter, tenant, self._plain_hash)
+            _reorder(request, composition, hasher)
+        except (LookupError, TypeError, ValueError):
+            for key in held:
+                self._store.known.release(key)
+            raise
+        return ComposedRequest(request, composition, seats, repaired_ranges=repaired)
+
+    def encoding_of(
+        self, unit: StoredUnit, requester: ComposedRequest | None, request_id: str
+    ) -> ComposedRequest:
+        """The request that encodes a unit, itself composed of the unit's context.
+
+        It goes just before its requester where the queue is ordered by priorities, and with none last.
+        """
+        context = {key: self._store.known[key].text for key in unit.context}
+        composition, token_ids = compose_encoding(unit.text, unit.key.position, context)
+        asker = requester.request if requester is not None else None
+        priority, arrival_time = just_before(asker) if asker is not None else (BACKGROUND_PRIORITY, None)
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
+            pooling_params=None,
+            client_index=asker.client_index if asker is not None else 0,
+            arrival_time=arrival_time,
+            lora_request=asker.lora_request if asker is not None else None,
+            priority=priority,
+        )
+        for key in composition.unit_keys:
+            self._store.known.hold(key, {})
+        # Its one generated token is thrown away and needs no position.
+        seats = self._seats(composition, self._max_model_len + 1)
+        _reorder(request, composition, None)
+        requester_id = asker.request_id if asker is not None else None
+        return ComposedRequest(request, composition, seats, is_encoding=True, requester_id=requester_id)
+
+    def _seats(self, composition: Composition, num_positions: int) -> Seats:
+        geometries = {key: self._store.known[key].geometry for key in composition.unit_keys}
+        return take_seats(composition, geometries, self._store.block_size, num_positions)
+
+    def _take_from_heads(self, composition: Composition, held: dict[UnitKey, StoredUnit]) -> Composition:
+        """The composition with heads where ranges begin inside a block; ``held`` are its units then."""
+
+        def head_of(key: UnitKey, end: int) -> UnitKey:
+            head = key.head(end)
+            if head not in held:
+                held[head] = self._store.known.hold_head(key, end)
+            return head
+
+        geometries = {key: unit.geometry for key, unit in held.items()}
+        taken = take_from_heads(composition, geometries, head_of)
+        for key in held.keys() - set(taken.unit_keys):
+            del held[key]
+            self._store.known.release(key)
+        return taken
+
+
+def just_before(request: Request) -> tuple[int, float]:
+    """Priority and time of arrival of what a queue that is ordered by them has just before a request."""
+    return request.priority, math.nextafter(request.arrival_time, 0)
+
+
+def _reorder(request: Request, composition: Composition, hasher: StreamHasher | None) -> None:
+    token_ids = composition.cached_first(request.prompt_token_ids or [])
+    compat.reorder_prompt(request, token_ids, hasher)

@@ -1,0 +1,127 @@
+"""The units that the scheduler knows, and who holds them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+from vllm_promptcache.blocks.checks import check_place
+from vllm_promptcache.blocks.composition import UnitText
+from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.blocks.heads import head_text, lay_out_head
+from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
+from vllm_promptcache.engine.stored_unit import StoredUnit
+
+Name = TypeVar("Name")
+
+
+class KnownUnits:
+    """Units by key. One is known while somebody holds it, or there is something to know of it.
+
+    ``settle`` is called with a unit whenever its first holder comes or its last one goes.
+    """
+
+    def __init__(self, block_size: int, num_positions: int):
+        self.block_size = block_size
+        self.num_positions = num_positions
+        self.by_key: dict[UnitKey, StoredUnit] = {}
+        self.settle: Callable[[StoredUnit], None]
+        self._by_digest: dict[str, dict[UnitKey, None]] = {}
+        self._heads: dict[UnitKey, dict[UnitKey, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.by_key)
+
+    def __contains__(self, key: UnitKey) -> bool:
+        return key in self.by_key
+
+    def __getitem__(self, key: UnitKey) -> StoredUnit:
+        return self.by_key[key]
+
+    def hold(self, key: UnitKey, texts: Mapping[str, UnitText]) -> StoredUnit:
+        """Add a holder of a unit; the first one makes it known, and its context with it.
+
+        ``texts`` are by digest.
+
+        Raises:
+            KeyError: the unit, or one of its context, is neither known nor in ``texts``.
+            ValueError: it, or one of its context, cannot stand where its key says.
+        """
+        unit = self.by_key.get(key)
+        if unit is None:
+            unit = self._know(key, texts[key.digest], texts)
+        unit.holders += 1
+        if unit.holders == 1 and unit.has_states:
+            self.settle(unit)
+        return unit
+
+    def hold_head(self, key: UnitKey, end: int) -> StoredUnit:
+        """Add a holder of the head, up to token ``end``, of a unit that is known."""
+        return self.hold(key.head(end), {key.digest: head_text(self.by_key[key].text, end)})
+
+    def release(self, key: UnitKey) -> None:
+        """Remove a holder. A unit that nobody holds stays known while it has states or is pinned."""
+        unit = self.by_key[key]
+        unit.holders -= 1
+        assert unit.holders >= 0
+        if not unit.holders:
+            self.settle(unit)
+
+    @contextlib.contextmanager
+    def held(self, unit: StoredUnit) -> Iterator[None]:
+        """Hold a unit that is known for a ``with`` block."""
+        unit.holders += 1
+        try:
+            yield
+        finally:
+            self.release(unit.key)
+
+    def forget(self, unit: StoredUnit) -> None:
+        """A unit that nobody holds and that has no states is no longer known."""
+        key = unit.key
+        del self.by_key[key]
+        _discard(self._by_digest, key.digest, key)
+        if unit.whole is not None:
+            _discard(self._heads, unit.whole, key)
+        for seen in unit.context:
+            self.release(seen)
+
+    def placements_of(self, digest: str) -> tuple[UnitKey, ...]:
+        """All that is known of a unit, wherever it stands and whoever it is for."""
+        return tuple(self._by_digest.get(digest, ()))
+
+    def heads_of(self, key: UnitKey) -> tuple[UnitKey, ...]:
+        """The known heads of a unit."""
+        return tuple(self._heads.get(key, ()))
+
+    def _know(self, key: UnitKey, text: UnitText, texts: Mapping[str, UnitText]) -> StoredUnit:
+        check_place(text, key.position, self.num_positions)
+        context = text.context_keys(key)
+        held: list[UnitKey] = []
+        try:
+            for seen in context:
+                held.append(self.hold(seen, texts).key)
+        except (KeyError, ValueError):
+            for seen in held:
+                self.release(seen)
+            raise
+        edges = sum(self.by_key[seen].geometry.num_rows for seen in context)
+        scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
+        unit = StoredUnit(key, text, context, self._lay_out(key, text), scratch_blocks)
+        self.by_key[key] = unit
+        self._by_digest.setdefault(key.digest, {})[key] = None
+        if unit.whole is not None:
+            self._heads.setdefault(unit.whole, {})[key] = None
+        return unit
+
+    def _lay_out(self, key: UnitKey, text: UnitText) -> UnitGeometry:
+        if key.part != WHOLE:
+            return lay_out_head(text, key.position, self.block_size)
+        return lay_out_unit(text.positions + key.position, text.kept, self.block_size, text.breaks)
+
+
+def _discard(of: dict[Name, dict[UnitKey, None]], name: Name, key: UnitKey) -> None:
+    del of[name][key]
+    if not of[name]:
+        del of[name]

@@ -1,0 +1,20 @@
+"""What the workers are told of a request that takes its seats."""
+
+from __future__ import annotations
+
+from vllm_promptcache import compat
+from vllm_promptcache.blocks.seats import edge_rows_from
+from vllm_promptcache.engine.composed_request import ComposedRequest
+from vllm_promptcache.engine.messages import Capture, Seating
+from vllm_promptcache.engine.module_store import ModuleStore
+
+
+def seating_of(composed: ComposedRequest, store: ModuleStore) -> Seating:
+    """A request's seats, the edge rows to write into them, and what is kept of what it computes."""
+    edge_rows = edge_rows_from(composed.seats, len(composed.found) * composed.seats.block_size)
+    if composed.encoding is None:
+        return Seating(composed.seats, edge_rows)
+    unit = composed.encoding.unit
+    slots = compat.physical_slots(unit.geometry.slots, unit.blocks, store.block_size)
+    capture = Capture(unit.key, slots, unit.geometry.rows, unit.geometry.num_rows)
+    return Seating(composed.seats, edge_rows, capture)
