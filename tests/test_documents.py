@@ -116,7 +116,7 @@ def test_the_prompt_program_of_the_guide_compiles(tmp_path: Path, encoder: TextE
     names: dict[str, Any] = {}
     exec(compile(source, str(file), "exec"), names)
     (schema,) = parse_document(compile_program(names["guide"])).schemas
-    prompt = parse_document(prompt_for(names["guide"], city="rome")).prompt
+    prompt = parse_document(prompt_for(names["guide"], age=71, city="rome")).prompt
     assert prompt is not None
     assert build_plan(build_layout(schema, encoder, MAX_MODEL_LEN), prompt).num_cached_tokens > 0
 

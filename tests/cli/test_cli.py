@@ -206,7 +206,7 @@ def test_compile_reports_the_line(folder: Path, capsys: pytest.CaptureFixture[st
     (folder / "loop.py").write_text('\ndef loop(n):\n    "Hello."\n    while n:\n        "x"\n')
     assert run("compile", "loop.py:loop") == 1
     assert capsys.readouterr().err.endswith(
-        "/loop.py:4:5: loop: a prompt program holds strings, if, match, and calls of other prompt programs\n"
+        "/loop.py:4:5: loop: a prompt program holds strings, if, match, with system(), and calls of other prompt programs\n"
     )
 
 

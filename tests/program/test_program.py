@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.byte_tokenizer import byte_tokenizer, plan_text
+from tests.byte_tokenizer import CHATML, byte_tokenizer, plan_text
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.plan.build import build_plan
 from vllm_promptcache.pml.parser import parse_document
-from vllm_promptcache.program import compile_program, prompt_for
+from vllm_promptcache.program import assistant, compile_program, prompt_for, system, user
 
 
 def visa(country: str, days: str = "many"):
@@ -175,17 +175,237 @@ def test_names_need_not_be_names_of_xml() -> None:
     assert composed(any_names, kind="a/b") == there.format("here") + "ab\n"
 
 
-# What is refused
+LIMIT = 3
 
 
-def same_field(days="x"):
-    f"{days:3} days are {days:3} days"
-
-
-def same_field_in_a_branch(flag, days="x"):
+def conditions(n=0, flag=False, name="x"):
+    if n > LIMIT and not flag:
+        "many"
+    if not flag:
+        "no flag"
+    else:
+        "flag"
     if flag:
-        f"{days:3} days"
-        f"are {days:3} days"
+        "again"
+    if name.startswith("A"):
+        "an A"
+    elif len(name) > 3:
+        "long"
+    else:
+        "short"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "no flag\nshort\n"),
+        ({"n": 4, "name": "Ann"}, "many\nno flag\nan A\n"),
+        ({"n": 4, "flag": True, "name": "long"}, "flag\nagain\nlong\n"),
+    ],
+)
+def test_a_condition_of_any_kind_is_a_module(arguments: dict[str, Any], text: str) -> None:
+    assert composed(conditions, **arguments) == text
+
+
+def cases(kind=1, n=0):
+    match kind:
+        case 1:
+            "one"
+        case -2.5:
+            "minus"
+        case "a" | "b":
+            "a or b"
+        case None:
+            "none"
+        case True:
+            "true"
+        case "" | " ":
+            "empty"
+        case "x y" if n > 1:
+            "x y, more"
+        case "x y":
+            "x y"
+        case [first, *_] if first == n:
+            "a list"
+        case _:
+            "other"
+    match n:
+        case 1:
+            "1"
+        case 2:
+            "2"
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "text"),
+    [
+        (1, 1, "one\n1\n"),
+        (-2.5, 0, "minus\n"),
+        ("b", 2, "a or b\n2\n"),
+        (None, 0, "none\n"),
+        ("", 0, "empty\n"),
+        ("x y", 2, "x y, more\n2\n"),
+        ("x y", 0, "x y\n"),
+        ([5, 6], 5, "a list\n"),
+        ({}, 0, "other\n"),
+    ],
+)
+def test_a_case_is_any_pattern(kind: Any, n: int, text: str) -> None:
+    assert composed(cases, kind=kind, n=n) == text
+
+
+def test_cases_are_named_as_they_are_written() -> None:
+    first, second = parse_document(compile_program(cases)).schemas[0].children
+    assert [first.name, second.name] == ["kind", "n"]  # type: ignore[union-attr]
+    assert [member.name for member in first.members] == [  # type: ignore[union-attr]
+        *("1", "-2.5", "'a' | 'b'", "None", "True", "'' | ' '", "x y if n > 1", "x y"),
+        *("[first, *_] if first == n", "otherwise"),
+    ]
+    assert [member.name for member in second.members] == ["1_2", "2"]  # type: ignore[union-attr]
+
+
+def twice(days="x", name="Ann"):
+    f"{days:3} days are {days:3} days"
+    f"{days:3} days"
+    visa("Nepal", days=days + "!")
+    visa(name)
+    if name:
+        f"{days:3} and {days:3}"
+        f"or {days:3}"
+    if name:
+        "Again."
+
+
+def test_what_is_there_twice_has_a_number() -> None:
+    assert composed(twice, days="2") == (
+        "2 days are 2 days\n2 days\nA visa for Nepal lasts 2! days.\nA visa for Ann lasts many days.\n"
+        "2 and 2\nor 2\nAgain.\n"
+    )
+    assert prompt_for(twice, days="2") == (
+        '<prompt schema="twice"><days days="2" days_2="2"/><days_2 days="2"/><visa country="Nepal" days="2!"/>'
+        '<visa_2 country="Ann" days="many"/><name days="2" days_2="2" days_3="2"/><name_2/></prompt>'
+    )
+
+
+def conversation(topic="boats", short=True):
+    with system():
+        "You know everything."
+        if short:
+            "Be short."
+    with user():
+        f"What of {topic:5}?"
+    with assistant():
+        "Much."
+
+
+def test_messages() -> None:
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    (schema,) = parse_document(compile_program(conversation)).schemas
+    prompt = parse_document(prompt_for(conversation, topic="ships")).prompt
+    assert prompt is not None
+    assert plan_text(build_plan(build_layout(schema, tokenizer, 4096), prompt), tokenizer) == (
+        "<|im_start|>system\nYou know everything.\nBe short.\n<|im_end|>\n"
+        "<|im_start|>user\nWhat of ships?\n<|im_end|>\n<|im_start|>assistant\nMuch.\n<|im_end|>\n"
+    )
+    assert conversation() is None  # type: ignore[func-returns-value]
+
+
+class Dedented:
+    @staticmethod
+    def texts() -> None:
+        """First line,
+        second line,
+            indented.
+        """
+        """
+No indentation at all,
+  but here.
+"""
+        "one and the same"
+
+
+def test_strings_of_several_lines_are_dedented_wherever_they_stand() -> None:
+    assert composed(Dedented.texts) == (
+        "First line,\nsecond line,\n    indented.\nNo indentation at all,\n  but here.\none and the same\n"
+    )
+
+
+def prompt(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As the decorator of the original Prompt Cache: it runs another function."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> str:
+        return "builder"
+
+    return wrapper
+
+
+@prompt
+def travel(place, overseas=True, length=3):
+    """
+    You are a travel planner.
+    """
+    if overseas:
+        """
+        The trip goes overseas.
+        """
+    if length > 7:
+        "It is a long one."
+    match place:
+        case "miami":
+            "Miami has beaches."
+        case "maldives":
+            "The Maldives are islands."
+
+
+def test_programs_of_the_original_compile() -> None:
+    assert composed(travel, place="maldives", length=9) == (
+        "You are a travel planner.\nThe trip goes overseas.\nIt is a long one.\nThe Maldives are islands.\n"
+    )
+
+
+def test_long_conditions_have_short_names() -> None:
+    def long(a="x"):
+        if a in (
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "13",
+            "14",
+        ):
+            "a"
+        if a in (
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "13",
+            "15",
+        ):
+            "b"
+
+    assert composed(long, a="14") == "a\n"
+    assert composed(long, a="13") == "a\nb\n"
+
+
+# What is refused
 
 
 def loops(n):
@@ -217,31 +437,19 @@ def expression(name):
     f"Dear {name + 'x':5}"
 
 
-def condition(a, b):
-    if a and b:
-        "both"
+def unknown_name(a):
+    if a > nowhere:  # type: ignore[name-defined]  # noqa: F821
+        "x"
 
 
-def guarded(a, b):
+def unknown_in_case(a):
     match a:
-        case "x" if b:
+        case "x" if nowhere:  # type: ignore[name-defined]  # noqa: F821
             "x"
 
 
-def pattern(a):
-    match a:
-        case "x" | "y":
-            "x"
-
-
-def twice():
-    branching()
-    branching()
-
-
-def field_and_flag(name):
-    f"Dear {name:3}"
-    if name:
+def other_with():
+    with open("x"):
         "x"
 
 
@@ -255,10 +463,6 @@ def method_call():
 
 def wrong_arguments():
     visa()  # type: ignore[call-arg]
-
-
-def computed_argument(a):
-    visa(a + "x")
 
 
 def recursive():
@@ -275,24 +479,19 @@ def control_character():
 
 
 REFUSED = {
-    loops: "1: a prompt program holds strings, if, match, and calls of other prompt programs",
-    returns: "1: a prompt program holds strings, if, match, and calls of other prompt programs",
+    loops: "1: a prompt program holds strings, if, match, with system(), and calls of other prompt programs",
+    returns: "1: a prompt program holds strings, if, match, with system(), and calls of other prompt programs",
     no_length: "1: a field needs its length in tokens: {name:12} for at most 12",
     zero_length: "1: a field needs its length in tokens: {name:12} for at most 12",
     converted: "1: a field needs its length in tokens: {name:12} for at most 12",
     not_a_parameter: "1: a field is a parameter of the function, not 'inspect'",
     expression: "1: a field is a parameter of the function, not \"name + 'x'\"",
-    condition: "1: a condition is a parameter of the function, not 'a and b'",
-    guarded: "2: a case of a prompt program has no condition",
-    pattern: '2: a case of a prompt program is a name in quotes, or "_"',
-    twice: "2: the name 'branching' is taken by another module next to it",
-    field_and_flag: "2: the name 'name' is taken by another module next to it",
-    same_field: "1: the field 'days' is there already: a module has it once",
-    same_field_in_a_branch: "3: the field 'days' is there already: a module has it once",
+    unknown_name: "1: 'nowhere' is neither a parameter of the function nor anything it sees",
+    unknown_in_case: "1: 'nowhere' is neither a parameter of the function nor anything it sees",
+    other_with: "1: 'with' is for messages: with system(), with user(), with assistant()",
     unknown_call: "1: 'nowhere' is not a prompt program",
-    method_call: "1: a prompt program holds strings, if, match, and calls of other prompt programs",
+    method_call: "1: a prompt program holds strings, if, match, with system(), and calls of other prompt programs",
     wrong_arguments: "1: visa: missing a required argument: 'country'",
-    computed_argument: "1: an argument is a parameter of the function, not \"a + 'x'\"",
     recursive: "2: 'recursive' calls itself, so its schema would have no end",
     star: "0: a prompt program cannot take '*names'",
 }

@@ -13,7 +13,7 @@ from vllm_promptcache.pml.attributes import RESERVED_NAMES
 from vllm_promptcache.pml.parser import parse_document
 from vllm_promptcache.pml.space import PRESERVE
 from vllm_promptcache.program.reader import read_program
-from vllm_promptcache.program.steps import Arguments, Choice, Field, Module, Step, Text
+from vllm_promptcache.program.steps import Arguments, Choice, Field, Message, Module, Step, Text
 
 # Built with lxml rather than as strings: it escapes, and refuses characters that XML cannot hold.
 Element = etree._Element
@@ -79,6 +79,8 @@ def _write_steps(parent: Element, steps: Sequence[Step]) -> None:
             _write_text(parent, step)
         elif isinstance(step, Module):
             _write_module(parent, step)
+        elif isinstance(step, Message):
+            _write_steps(etree.SubElement(parent, step.role), step.steps)
         else:
             union = etree.SubElement(parent, "union", {"name": step.name} if step.name else {})
             for module in step.modules:
@@ -116,13 +118,15 @@ def _include_steps(parent: Element, steps: Sequence[Step], arguments: Arguments)
             _set_arguments(parent, step, arguments)
         elif isinstance(step, Module):
             _include(parent, step, arguments)
+        elif isinstance(step, Message):
+            _include_steps(parent, step.steps, arguments)
         else:
             _choose(parent, step, arguments)
 
 
 def _set_arguments(parent: Element, text: Text, arguments: Arguments) -> None:
     for field in text.fields:
-        value = arguments[field.name]
+        value = arguments[field.argument]
         if value is None:
             continue
         if field.name in ("module", "space"):

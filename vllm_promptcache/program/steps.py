@@ -11,9 +11,11 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Field:
-    """A parameter of at most `length` tokens. `default` None with `required` false leaves a gap."""
+    """A parameter of at most `length` tokens for the function's argument `argument`, whose name it has too
+    unless that is taken. `default` None with `required` false leaves a gap."""
 
     name: str
+    argument: str
     length: int
     default: str | None
     required: bool
@@ -52,4 +54,12 @@ class Choice:
     modules: tuple[Module, ...]
 
 
-Step = Text | Module | Choice
+@dataclass(frozen=True)
+class Message:
+    """Steps in a chat role. Modules in it belong to what it stands in."""
+
+    role: str
+    steps: tuple[Step, ...]
+
+
+Step = Text | Module | Choice | Message
