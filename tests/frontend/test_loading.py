@@ -47,7 +47,7 @@ def test_all_mistakes_of_all_files_are_told(tmp_path: Path) -> None:
             [str(tmp_path), *(str(tmp_path / name) for name in ("4.pml", "none.pml"))], PromptCacheConfig()
         )
     wheres = [(Path(issue.where).name, issue.line) for issue in caught.value.issues]
-    names = ("2.pml", "2.pml", "3.pml", "4.pml", "5.pml", "none.pml")
+    names = ("2.pml", "2.pml", "3.pml", "4.pml", "4.pml", "5.pml", "none.pml")  # 4 in the folder, and named
     assert sorted(wheres) == [(name, 1) for name in names]
     assert "another schema 'a'" in str(caught.value)
 
