@@ -35,6 +35,9 @@ EXTRAS_REQUIRE = {
     ],
     "bench": [
         "matplotlib",  # the figures of the benchmarks
+        "bm25s",  # `retrieval` finds the passages of its questions with it
+        "contextpilot",  # reorders passages for a prefix cache: what `retrieval` compares with
+        "rouge",  # ROUGE-L as LongBench has it, for `quality` on LongBench's files
     ],
 }
 

@@ -13,7 +13,7 @@ CHAT = "/v1/chat/completions"
 class Ask:
     """One request: a prompt (text, token IDs or chat messages), what comes with it, tokens to answer."""
 
-    prompt: str | list[int] | list[dict[str, str]]
+    prompt: str | list[int] | list[dict[str, Any]]
     num_prompt_tokens: int
     num_answer_tokens: int = 1
     body: dict[str, Any] = field(default_factory=dict)

@@ -158,6 +158,27 @@ class Server:
             raise ServerError(f"{self.name} does not say its block size")
         return int(found[1])
 
+    def prompt_tokens(self) -> tuple[int, int]:
+        """Of all prompts so far, the tokens that were cached, and all."""
+        names = ("vllm:prompt_tokens_cached_total", "vllm:prompt_tokens_total")
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        cached, total = (
+            sum(
+                float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} "))
+            )
+            for name in names
+        )
+        return int(cached), int(total)
+
+    def memory_bytes(self) -> int:
+        """What the server's processes hold of memory; what several share counts once (PSS)."""
+        import psutil
+
+        assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        return sum(process.memory_full_info().pss for process in (first, *first.children(recursive=True)))
+
     def describe(self) -> dict[str, Any]:
         """What was started, for the result."""
         return {"name": self.name, "arguments": self.arguments, "block_size": self.block_size()}

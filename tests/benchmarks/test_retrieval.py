@@ -1,0 +1,106 @@
+"""Retrieval: passages, questions and their rankings, reordering, requests, and the result's tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from benchmarks.speed.passages import FEWEST, MOST, Found, Library, rank
+from benchmarks.speed.reordering import Reordering
+from benchmarks.speed.retrieval import WAYS, Questions, cached_share, figures, panels, tables, winner
+
+SUBJECTS = ("tower", "river", "market", "winter", "garden", "music", "harbour", "forest", "letter", "horse")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, part in enumerate((SUBJECTS[:6], SUBJECTS[4:])):
+        contexts = [{"title": "", "text": f"The {s} of the town is old and the {s} is large."} for s in part]
+        rows = [{"contexts": contexts, "question": f"How old is the {s}?", "answers": ["old"]} for s in part]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_library_holds_each_passage_and_question_once(folder: Path) -> None:
+    library = Library.read(folder)
+    assert (len(library.passages), len(library.questions)) == (len(SUBJECTS), len(SUBJECTS))
+    assert library.source == "0.jsonl, 1.jsonl"
+    with pytest.raises(ValueError, match="passages and a question"):
+        Library.read(folder / "0.jsonl")
+
+
+def test_installed_packages_are_a_library_too() -> None:
+    library = Library.read(None)
+    assert len(library.passages) > 100 and len(library.questions) > 50
+
+
+def test_questions_find_their_passages_best_first(folder: Path) -> None:
+    library = Library.read(folder)
+    for found in library.find(len(SUBJECTS), seed=1):
+        subject = found.question.split()[-1].rstrip("?")
+        assert subject in found.passages[0]
+        assert FEWEST <= len(found.passages) <= MOST
+    assert library.find(9, seed=1) == library.find(9, seed=1)
+    assert rank(["a cat sits", "a dog runs"], ["the dog"], 2)[0][0] == 1
+
+
+def test_reordering_keeps_passages_and_shares_beginnings() -> None:
+    asked = [Found(f"{n}?", tuple(f"passage {(n * 3 + i) % 8}" for i in range(5))) for n in range(8)]
+    reordered = Reordering().reorder(asked)
+    assert [set(one.passages) for one in reordered] == [set(one.passages) for one in asked]
+    assert [one.question for one in reordered] == [one.question for one in asked]
+
+    def shared(found: list[Found]) -> int:
+        seen: set[tuple[str, ...]] = set()
+        count = 0
+        for one in found:
+            beginnings = [one.passages[:end] for end in range(1, 6)]
+            count += sum(beginning in seen for beginning in beginnings)
+            seen |= set(beginnings)
+        return count
+
+    assert shared(reordered) > shared(asked)
+
+
+def test_all_ways_ask_the_same_text_and_one_marks_it(folder: Path, embedded_model: Path) -> None:
+    questions = Questions(Library.read(folder), AutoTokenizer.from_pretrained(embedded_model), 8, seed=0)
+    found = questions.take("new", 4)
+    assert found[0] != questions.take("new", 1)[0]
+    asked = {way: [ask.prompt[0]["content"] for ask in questions.asks(way, found)] for way in WAYS}  # type: ignore[index]
+    texts = {way: [[part["text"] for part in parts] for parts in asked[way]] for way in WAYS}
+    assert texts["off"] == texts["on"] == texts["marks"]
+    assert [sorted(parts) for parts in texts["reordered"]] == [sorted(parts) for parts in texts["on"]]
+    marked = [["cache_control" in part for part in parts] for parts in asked["marks"]]
+    assert all(all(parts[:-1]) and not parts[-1] for parts in marked)
+    assert not any("cache_control" in part for parts in asked["on"] for part in parts)
+    popular = questions.take("popular", 200)
+    assert len({one.question for one in popular}) < 200
+
+
+def test_tables_say_which_way_wins() -> None:
+    def samples(rate: float, cached: int) -> list[dict[str, Any]]:
+        return [
+            {"place": [n, 0], "requests_per_s": rate, "ttfts_ms": [9.0], "cached": cached, "tokens": 100}
+            for n in range(2)
+        ]
+
+    rates = {"off": (1.0, 0), "on": (1.5, 10), "reordered": (4.0, 60), "marks": (3.0, 90)}
+    cell = {
+        "load": "new",
+        "concurrency": 8,
+        "samples": {way: samples(*given) for way, given in rates.items()},
+        "memory_bytes": dict.fromkeys(WAYS, 2**30),
+    }
+    known = {"source": "here", "passages": 10, "questions": 10, "warm_up": 4}
+    result = {"cells": {"new:8": cell}, "passages": known}
+    assert winner(cell) == WAYS["reordered"]
+    assert cached_share([cell], "marks") == 0.9 and cached_share([cell], "off") == 0
+    made = tables(result)
+    assert made[0].rows[0][-1] == WAYS["reordered"]
+    assert "90%" in made[2].rows[0] and made[3].rows[0] == ("1.00",) * 4
+    assert [figure.is_reached for figure in figures(result)] == [True, False]
+    assert [len(panel.series) for panel in panels(result)] == [4]
