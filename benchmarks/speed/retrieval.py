@@ -198,9 +198,9 @@ def tables(result: Result) -> list[Table]:
     shares = [[cached_share([cell], way) for way in WAYS] for cell in cells]
     known = result["passages"]
     note = (
-        f"{known['passages']} passages and {known['questions']} questions of {known['source']}; each is asked "
-        "over its best 5 to 10 by BM25, in their ranking but where they are reordered. Every way was asked "
-        f"{known['warm_up']} questions before. Marks change nothing of a prompt but how it is computed."
+        f"{known['passages']} passages and {known['questions']} questions of {known['source']}. A question is "
+        "asked over its best 5 to 10 by BM25, in their ranking but where they are reordered. Every way was "
+        f"asked {known['warm_up']} before. Marks change nothing of a prompt but how it is computed."
     )
     rates = [
         (*name, *(shown(_spread(cell, way), 2) for way in WAYS), winner(cell))
