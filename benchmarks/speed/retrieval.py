@@ -198,7 +198,7 @@ def tables(result: Result) -> list[Table]:
     shares = [[cached_share([cell], way) for way in WAYS] for cell in cells]
     known = result["passages"]
     note = (
-        f"{known['passages']} passages and {known['questions']} questions of {known['source']}. A question is "
+        f"{known['passages']} passages and {known['questions']} questions: {known['source']}. Each is "
         "asked over its best 5 to 10 by BM25, in their ranking but where they are reordered. Every way was "
         f"asked {known['warm_up']} before. Marks change nothing of a prompt but how it is computed."
     )
