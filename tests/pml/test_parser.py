@@ -231,6 +231,12 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) ->
 def test_schema_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("b.pml", "a.xml", "c.txt", "d.pml.bak"):
         (tmp_path / name).write_text("")
-    (tmp_path / "folder.pml").mkdir()
-    assert find_schema_files(tmp_path) == [tmp_path / "a.xml", tmp_path / "b.pml"]
+    for name in ("folder.pml", "inner/more", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("folder.pml/z.pml", "inner/more/a.pml", ".hidden/h.pml"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "inner/again").symlink_to(tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in find_schema_files(tmp_path)] == [
+        *("a.xml", "b.pml", "folder.pml/z.pml", "inner/more/a.pml"),
+    ]
     assert find_schema_files(tmp_path / "c.txt") == [tmp_path / "c.txt"]

@@ -15,11 +15,18 @@ SCHEMA_SUFFIXES = (".pml", ".xml")
 
 
 def find_schema_files(path: Path) -> list[Path]:
-    """The file itself, or the `*.pml` and `*.xml` files directly in a folder, sorted by name."""
+    """The file itself, or the `*.pml` and `*.xml` files in a folder and its folders, sorted by path.
+
+    Folders whose names begin with a dot are left out, and links to folders are not followed.
+    """
     # os.path's questions, unlike Path's, are answered for names that are too long as well.
     if not os.path.isdir(path):
         return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in SCHEMA_SUFFIXES and file.is_file())
+    found: list[Path] = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if name.endswith(SCHEMA_SUFFIXES)]
+    return sorted(file for file in found if file.is_file())
 
 
 def read_source(path: Path, limits: Limits) -> Source:
