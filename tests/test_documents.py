@@ -133,6 +133,13 @@ def test_the_readme_lists_all_settings_with_their_defaults() -> None:
     assert {name: json.loads(default) for name, default in table} == PromptCacheConfig().to_dict()
 
 
+def test_the_list_of_decisions_is_complete() -> None:
+    listed = re.findall(
+        r"^\| \[\d{4}\]\(adr/([\w.-]+)\) \| ", (ROOT / "docs/README.md").read_text(), re.MULTILINE
+    )
+    assert listed == sorted(path.name for path in (ROOT / "docs" / "adr").glob("*.md"))
+
+
 def test_documents_have_the_examples_that_this_file_looks_for() -> None:
     assert EXAMPLES
     assert any(block.language == "xml" for block in blocks(ROOT / "README.md"))
