@@ -9,10 +9,11 @@ import pytest
 
 from tests.engine.oracle import Oracle
 from tests.engine.plans import new, plan, random_tokens, simple, unit
-from tests.engine.support import Engine, SharedEngine, close_all, greedy, serving, tokens_of
+from tests.engine.support import Engine, SharedEngine, close_all, greedy, report_of, serving, tokens_of
 from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.engine.stored_unit import Residency
+from vllm_promptcache.repairs.repaired import without_reuse
 
 NUM_BLOCKS = 41  # one is vLLM's null block
 MAX_MODEL_LEN = 1024  # 32 blocks
@@ -147,16 +148,43 @@ def test_a_request_of_the_models_full_length_fits_beside_pins(engine: Engine) ->
     engine.call("forget", units=[pinned.placement])
 
 
-def test_what_can_never_fit_is_refused_at_once(engine: Engine) -> None:
-    """Encoding takes a unit's blocks twice: it would wait for ever, and everyone behind it."""
-    neighbour = engine.add(simple("neighbour"))
-    (output,) = engine.ask([simple("huge", 900, 10)])
-    assert output.outputs[0].finish_reason == "error"
+def behind_a_root(num_tokens: int) -> Plan:
+    """A module whose context leaves a row over: it cannot be encoded in the blocks that it keeps."""
+    root = unit("root", (0, 5))
+    return plan(root, unit("huge", (5, 5 + num_tokens), context=[root]), new(5 + num_tokens, 10))
+
+
+def test_what_there_is_no_room_to_reuse_is_computed(engine: Engine, tiny_model: Path, oracle: Oracle) -> None:
+    """Encoding takes such a unit's blocks twice: it would wait for ever, and everyone behind it."""
+    neighbour, huge = engine.add(simple("neighbour")), behind_a_root(900)
+    output, again = engine.ask([huge])[0], engine.ask([huge])[0]
+    assert tokens_of(output) == tokens_of(again) == oracle(tiny_model, without_reuse(huge), 8)[0]
+    report = report_of(output)
+    assert (report["no_room"], report["tokens_new"], report["tokens_encoded"]) == (1, 915, 0)
+    assert report_of(again)["tokens_found"] == 896  # what vLLM itself would find
     assert engine.outputs[neighbour].outputs[0].finish_reason == "length"
 
 
+def test_a_unit_is_encoded_in_the_blocks_that_it_keeps(
+    engine: Engine, tiny_model: Path, oracle: Oracle
+) -> None:
+    """Where nothing of its context stands before it in a block; also when it is preempted on the way."""
+    huge = simple("in place", 900, 10)
+    (output,) = engine.ask([huge])
+    assert report_of(output)["tokens_encoded"] == 900
+    assert tokens_of(output) == oracle(tiny_model, huge, 8)[0]
+    (again,) = engine.ask([huge])
+    assert tokens_of(again) == tokens_of(output)
+    engine.reclaim_all()
+    names = [engine.add(prompt) for prompt in (huge, simple("another in place", 900, 10))]
+    engine.step()
+    assert engine.llm_engine.reset_prefix_cache(reset_running_requests=True)
+    engine.finish()
+    assert tokens_of(engine.outputs[names[0]]) == tokens_of(output)
+
+
 def test_what_can_never_be_encoded_is_not_warmed(engine: Engine) -> None:
-    huge = simple("huge", 900)
+    huge = behind_a_root(900)
     placements = [u.placement for u in huge.units]
     engine.call("define", texts=units_to_wire(huge.units))
     answer = engine.call("warm", units=placements)

@@ -194,11 +194,23 @@ def test_generation_ends_where_blocks_run_out() -> None:
     assert run_sync(composing)[0].max_new_tokens == prompt.max_new_tokens
 
 
-@pytest.mark.parametrize("num_tokens", [170, 320])
-def test_a_prompt_that_could_never_be_admitted_is_refused(num_tokens: int) -> None:
-    """170 tokens fill 10 blocks, and encoding them takes 11 more; 320 alone leave no block to write in."""
+def test_what_the_cache_has_no_room_to_reuse_is_computed() -> None:
+    """170 tokens fill 10 blocks, and encoding them takes 11 more: as a plain prompt they fit in 20."""
     front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
-    front_end.register(schema("s", m="m" * num_tokens))
+    front_end.register(schema("s", m="m" * 170), schema("alone", m="m" * 170).replace(">alone<", "><"))
+    (prompt,) = text(front_end, "<prompt schema='s'><m/></prompt>", "x")
+    assert prompt.no_room and prompt.to_wire()["no_room"]
+    assert (prompt.plan.num_cached_tokens, prompt.plan.num_new_tokens) == (0, 172)
+    assert prompt.max_new_tokens == 20 * 16 - 172
+    # Alone they are encoded in the blocks that they then keep.
+    (alone,) = text(front_end, "<prompt schema='alone'><m/></prompt>", "x")
+    assert not alone.no_room and alone.plan.num_cached_tokens == 170
+
+
+def test_a_prompt_that_could_never_be_admitted_is_refused() -> None:
+    """320 tokens leave no block to write in, whether reused or computed."""
+    front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
+    front_end.register(schema("s", m="m" * 320))
     with pytest.raises(RefusedError, match="KV blocks"):
         text(front_end, "<prompt schema='s'><m/></prompt>", "x")
 

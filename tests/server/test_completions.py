@@ -30,8 +30,11 @@ def test_answers_are_those_of_the_reference(
     explained = http.post("/explain", json=body).json()
     tokens, _ = greedy(load_reference_model(tiny_model), explained, 6)
     assert answer.choices[0].token_ids == tokens
-    assert answer.usage.prompt_tokens_details.cached_tokens == explained["num_cached_tokens"]
-    assert answer.prompt_cache["tokens_new"] == explained["num_new_tokens"]
+    report = answer.prompt_cache
+    assert report["tokens_reused"] == explained["num_cached_tokens"]
+    assert report["tokens_new"] + report["tokens_found"] == explained["num_new_tokens"]
+    cached = answer.usage.prompt_tokens_details.cached_tokens
+    assert cached == report["tokens_reused"] + report["tokens_found"]
 
 
 def test_each_prompt_of_a_list_follows_the_pml(client: openai.OpenAI, http: httpx.Client) -> None:
@@ -39,8 +42,10 @@ def test_each_prompt_of_a_list_follows_the_pml(client: openai.OpenAI, http: http
     both = complete(client, [" One", " Two"])
     assert [c.text for c in both.choices] == [answer.choices[0].text for answer in single]
     assert both.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in single)
-    cached = sum(answer.usage.prompt_tokens_details.cached_tokens for answer in single)
-    assert both.usage.prompt_tokens_details.cached_tokens == both.prompt_cache["tokens_reused"] == cached
+    reused = sum(answer.prompt_cache["tokens_reused"] for answer in single)
+    assert both.prompt_cache["tokens_reused"] == reused
+    cached = both.usage.prompt_tokens_details.cached_tokens
+    assert cached == reused + both.prompt_cache["tokens_found"]
     plans = http.post("/explain", json={"prompt": [" One", " Two"], "pml": PROMPT}).json()
     assert [plan["segments"][-1]["source"] for plan in plans] == ["prompt", "prompt"]
 
@@ -75,12 +80,13 @@ def test_echo_shows_the_prompt_in_the_order_of_positions(client: openai.OpenAI, 
     assert before.endswith("is warm and clear.") and after == complete(client, " And then").choices[0].text
 
 
-def test_without_reuse_nothing_is_cached(client: openai.OpenAI) -> None:
+def test_without_reuse_no_module_is_reused(client: openai.OpenAI) -> None:
     plain = complete(client, prompt_cache={"reuse": False})
-    assert plain.usage.prompt_tokens_details.cached_tokens == 0
-    assert (
-        plain.prompt_cache["tokens_new"] == plain.usage.prompt_tokens == complete(client).usage.prompt_tokens
-    )
+    report = plain.prompt_cache
+    assert (report["tokens_reused"], report["tokens_encoded"]) == (0, 0)
+    assert plain.usage.prompt_tokens_details.cached_tokens == report["tokens_found"]
+    num_tokens = report["tokens_new"] + report["tokens_found"]
+    assert num_tokens == plain.usage.prompt_tokens == complete(client).usage.prompt_tokens
 
 
 def test_pml_messages_work_in_completions_too(client: openai.OpenAI) -> None:

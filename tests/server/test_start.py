@@ -19,7 +19,7 @@ from vllm_promptcache.server.install import refuse_unsupported
 
 SMALL = f"<schema name='small'>{'A few words. ' * 40}</schema>"
 LARGE = f"<schema name='large'><module name='m'>{'Many more words. ' * 400}</module></schema>"
-HUGE = f"<schema name='huge'><module name='m'>{'Ever more words. ' * 800}</module></schema>"
+HUGE = f"<schema name='huge'>Own words.<module name='m'>{'Ever more words. ' * 800}</module></schema>"
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,13 @@ def test_pinning_beyond_the_limit_is_refused(narrow: Server) -> None:
         assert "pin_fraction" in error["message"]
 
 
-def test_a_prompt_that_could_never_be_admitted_is_refused(narrow: Server) -> None:
-    with narrow.openai() as client, pytest.raises(openai.BadRequestError, match="KV blocks"):
-        client.completions.create(
-            model="tiny", prompt="Go", extra_body={"pml": "<prompt schema='huge'><m/></prompt>"}
+def test_what_there_is_no_room_to_reuse_is_computed_and_says_so(narrow: Server) -> None:
+    with narrow.openai() as client:
+        answer: Any = client.completions.create(
+            model="tiny", prompt="Go", max_tokens=1, extra_body={"pml": "<prompt schema='huge'><m/></prompt>"}
         )
+    assert answer.prompt_cache["no_room"] == 1
+    assert answer.prompt_cache["tokens_new"] == answer.usage.prompt_tokens > 3000
 
 
 def test_schemas_from_requests_are_forbidden(narrow: Server) -> None:

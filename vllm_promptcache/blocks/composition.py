@@ -54,6 +54,17 @@ class Composition:
         """All tokens of the composed prompt."""
         return sum([i.end - i.start if isinstance(i, Reused) else i.num_tokens for i in self.items])
 
+    def without_reuse(self, positions: Mapping[UnitKey, NDArray[np.int64]]) -> Composition:
+        """The same tokens at the same positions, all of them computed. ``positions`` are the units'."""
+        items: list[Computed] = []
+        for item in self.items:
+            if isinstance(item, Reused):
+                item = Computed(int(positions[item.unit][item.start]), item.end - item.start)
+            if items and items[-1].first_position + items[-1].num_tokens == item.first_position:
+                item = Computed(items[-1].first_position, items.pop().num_tokens + item.num_tokens)
+            items.append(item)
+        return Composition(tuple(items))
+
     def cached_first(self, token_ids: list[int]) -> list[int]:
         """Reorder a prompt's token IDs from position order to cached tokens first, then new ones.
 

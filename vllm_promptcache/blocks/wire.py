@@ -20,11 +20,11 @@ from vllm_promptcache.contract.unit import Placement, Unit, digest_of
 EXTRA_ARG = "prompt_cache"
 
 
-def plan_to_wire(plan: Plan, *, with_texts: bool) -> dict[str, Any]:
+def plan_to_wire(plan: Plan, *, with_texts: bool, no_room: bool = False) -> dict[str, Any]:
     """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units.
 
-    ``repaired`` are the plan's ranges of repaired tokens, if it has any.
-    New segments at consecutive positions become one run.
+    ``repaired`` are the plan's ranges of repaired tokens, if it has any. ``no_room`` says that it reuses
+    nothing because the KV cache is too small. New segments at consecutive positions become one run.
     """
     indices: dict[Placement, int] = {}
     items: list[int] = []
@@ -44,6 +44,8 @@ def plan_to_wire(plan: Plan, *, with_texts: bool) -> dict[str, Any]:
     wire: dict[str, Any] = {"units": [list(placement) for placement in indices], "items": items}
     if plan.repaired_ranges:
         wire["repaired"] = [list(tokens) for tokens in plan.repaired_ranges]
+    if no_room:
+        wire["no_room"] = True
     if with_texts:
         wire["texts"] = units_to_wire(plan.units)
     return wire

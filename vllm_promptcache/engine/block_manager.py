@@ -107,8 +107,11 @@ class PromptCacheBlockManager(KVCacheManager):
         if len(seats.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
             num_tokens = request.num_tokens
         reserved = kwargs.get("reserved_blocks", 0)
-        if composed.encoding is not None:
-            reserved += composed.encoding.unit.geometry.num_blocks
+        unit = composed.encoding.unit if composed.encoding is not None else None
+        if unit is not None and unit.footprint.is_in_place:
+            num_tokens = request.num_tokens
+        elif unit is not None:
+            reserved += unit.geometry.num_blocks
         blocks = super().allocate_slots(
             request,
             num_tokens,
@@ -122,7 +125,8 @@ class PromptCacheBlockManager(KVCacheManager):
             return None
         resident.use(composed.composition.unit_keys)
         if composed.encoding is not None:
-            self.encodings.allocate(composed.encoding)
+            own_blocks = manager.req_to_blocks[request.request_id][len(held) :]
+            self.encodings.allocate(composed.encoding, own_blocks)
         composed.seated = True
         self.newly_seated.append(request.request_id)
         return blocks

@@ -25,8 +25,9 @@ class ComposedRequest:
     ``missing`` are the units that it still waits for, ``encoded`` those that began to be encoded because
     it asked for them. ``seated`` is true while the request holds its shared blocks.
     ``found`` holds the private blocks that the prefix cache had at the last look. ``repaired_ranges`` are
-    the half-open ranges of new tokens that units hold and that a repair has computed anew. ``reported``
-    is true once the front end knows what was reused.
+    the half-open ranges of new tokens that units hold and that a repair has computed anew. ``no_room``
+    says that everything is computed, as its units could never be resident together. ``reported`` is true
+    once the front end knows what was reused.
 
     ``is_encoding`` says that it is one of the scheduler's own; ``encoding`` is what it encodes, until its
     last step is scheduled, and ``requester_id`` the request that it was queued for.
@@ -43,6 +44,7 @@ class ComposedRequest:
     encoded: set[UnitKey] = field(default_factory=set)
     found: list[KVCacheBlock] = field(default_factory=list)
     repaired_ranges: tuple[tuple[int, int], ...] = ()
+    no_room: bool = False
     reported: bool = False
 
     @property
@@ -51,7 +53,8 @@ class ComposedRequest:
 
         A prompt's tokens are *reused*, of modules that were resident or that another request had begun to
         encode; *encoded*, of modules that this one had encoded; *found* in the prefix cache; or *new*.
-        Repaired tokens are counted among the new ones; not those that are found.
+        Repaired tokens are counted among the new ones; not those that are found. ``no_room`` is there where
+        modules were not reused because the KV cache is too small for them.
         """
         units = whole_units(self.composition.unit_keys)
         num_encoded_units = len(units & whole_units(self.encoded))
@@ -67,6 +70,7 @@ class ComposedRequest:
             "tokens_repaired": sum(
                 max(end - max(start, num_found), 0) for start, end in self.repaired_ranges
             ),
+            **({"no_room": 1} if self.no_room else {}),
         }
 
     @property

@@ -24,6 +24,7 @@ from vllm_promptcache.blocks.wire import (
 from vllm_promptcache.engine.adapters import Adapters
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.pins import NoRoomError
 from vllm_promptcache.engine.stored_unit import StoredUnit
 from vllm_promptcache.engine.stream_hasher import PlainHash, StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
@@ -56,6 +57,8 @@ class Composing:
     def compose(self, request: Request, wire: Any) -> ComposedRequest:
         """The request as what it carries says; its prompt is put in the order of its block table.
 
+        Where its units could never be resident together it is composed of none, and all is computed.
+
         Raises:
             LookupError, TypeError, ValueError: it cannot be composed so; nothing is held then.
         """
@@ -79,8 +82,12 @@ class Composing:
             if repaired:
                 composition = self._take_from_heads(composition, held)
             seats = self._seats(composition, self._max_model_len)
-            num_blocks = -(-seats.num_prompt_tokens // self._store.block_size)
-            self._store.pins.check_room(held.values(), num_blocks - seats.num_shared_blocks)
+            has_room = self._has_room(seats, held)
+            if not has_room:
+                composition = composition.without_reuse({k: u.geometry.position_ids for k, u in held.items()})
+                seats, repaired = self._seats(composition, self._max_model_len), ()
+                while held:
+                    self._store.known.release(held.popitem()[0])
             # Positions run out before tokens do: there generation ends, with reason "length".
             request.max_tokens = min(request.max_tokens, self._max_model_len - seats.next_position)
             hasher = None
@@ -91,7 +98,20 @@ class Composing:
             for key in held:
                 self._store.known.release(key)
             raise
-        return ComposedRequest(request, composition, seats, repaired_ranges=repaired)
+        no_room = not has_room or bool(wire.get("no_room"))
+        return ComposedRequest(request, composition, seats, repaired_ranges=repaired, no_room=no_room)
+
+    def _has_room(self, seats: Seats, held: Mapping[UnitKey, StoredUnit]) -> bool:
+        """Whether a request could run on its units. What vLLM runs as a plain prompt runs here too: without
+        them, if need be."""
+        num_blocks = -(-seats.num_prompt_tokens // self._store.block_size)
+        known = self._store.known
+        units = dict.fromkeys([*held.values(), *(known[key] for u in held.values() for key in u.context)])
+        try:
+            self._store.pins.check_room(units, num_blocks - seats.num_shared_blocks)
+        except NoRoomError:
+            return False
+        return True
 
     def encoding_of(
         self, unit: StoredUnit, requester: ComposedRequest | None, request_id: str

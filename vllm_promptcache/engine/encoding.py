@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_promptcache.engine.composed_request import ComposedRequest
@@ -118,10 +119,13 @@ class Encodings:
             encoding.composed.requester_id = requester.request.request_id
             self._queue.move(encoding.request, requester.request)
 
-    def allocate(self, encoding: Encoding) -> None:
-        """QUEUED to RUNNING: its request has its table; the unit's blocks are free, and taken now."""
+    def allocate(self, encoding: Encoding, own_blocks: Sequence[KVCacheBlock]) -> None:
+        """QUEUED to RUNNING: its request has its table, with so many blocks of its own. The unit's blocks are
+        the first of them if it is encoded in place; else they are free, and taken now."""
         assert encoding.stage is Stage.QUEUED
-        self._resident.allocate(encoding.unit)
+        unit = encoding.unit
+        in_place = own_blocks[: unit.geometry.num_blocks] if unit.footprint.is_in_place else None
+        self._resident.allocate(unit, in_place)
         encoding.stage = Stage.RUNNING
 
     def finish(self, encoding: Encoding) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from vllm_promptcache.blocks.checks import check_place
 from vllm_promptcache.blocks.composition import UnitText
+from vllm_promptcache.blocks.footprint import footprint_of
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
@@ -106,9 +107,9 @@ class KnownUnits:
             for seen in held:
                 self.release(seen)
             raise
-        edges = sum(self.by_key[seen].geometry.num_rows for seen in context)
-        scratch_blocks = -(-(edges + len(text.token_ids)) // self.block_size)
-        unit = StoredUnit(key, text, context, self._lay_out(key, text), scratch_blocks)
+        geometry = self._lay_out(key, text)
+        footprint = footprint_of(geometry, [self.by_key[seen].geometry for seen in context])
+        unit = StoredUnit(key, text, context, geometry, footprint)
         self.by_key[key] = unit
         self._by_digest.setdefault(key.digest, {})[key] = None
         if unit.whole is not None:

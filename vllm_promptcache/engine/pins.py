@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from vllm.v1.core.block_pool import BlockPool
 
+from vllm_promptcache.blocks.footprint import blocks_needed
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.known_units import KnownUnits
 from vllm_promptcache.engine.stored_unit import StoredUnit
 
 # Rows beside the KV cache, of pinned units: at most one for so many tokens that it holds.
 PINNED_ROWS_PART = 2
+
+
+class NoRoomError(ValueError):
+    """The KV cache is too small for units besides what is, or can be, pinned."""
 
 
 class Pins:
@@ -54,21 +59,19 @@ class Pins:
         self._num_rows += sign * unit.geometry.num_rows
         self.known.settle(unit)
 
-    def check_room(self, units: Collection[StoredUnit], num_private_blocks: int = 0) -> None:
+    def check_room(self, units: Iterable[StoredUnit], num_private_blocks: int = 0) -> None:
         """Check that a request on the units, with so many blocks of its own, could be admitted if it were
         alone with all that can be pinned.
 
         Raises:
-            ValueError: it would wait for ever, and everyone behind it.
+            NoRoomError: it would wait for ever, and everyone behind it.
         """
-        own = [unit for unit in units if not unit.pinned]
-        kept = sum([unit.geometry.num_blocks for unit in own])
-        scratch = max([unit.scratch_blocks for unit in own], default=0)
+        needed = blocks_needed([u.footprint for u in units if not u.pinned], num_private_blocks)
         room = self._num_usable_blocks - self.limit
-        if kept + max(scratch, num_private_blocks) > room:
-            raise ValueError(
-                f"{kept + max(scratch, num_private_blocks)} KV blocks are needed while modules are encoded;"
-                f" {room} are there for what is not pinned"
+        if needed > room:
+            raise NoRoomError(
+                f"{needed} KV blocks are needed while modules are encoded; {room} are there for what is not"
+                " pinned"
             )
 
     def check_room_alone(self, key: UnitKey) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -55,10 +55,16 @@ class ResidentUnits:
         while self.num_kept_rows > self.max_kept_rows and len(self._with_rows):
             self.evict(self.known[next(iter(self._with_rows))])
 
-    def allocate(self, unit: StoredUnit) -> None:
-        """Take the unit's blocks from the pool; the caller has checked that they are free."""
+    def allocate(self, unit: StoredUnit, blocks: Sequence[KVCacheBlock] | None = None) -> None:
+        """Take the unit's blocks from the pool, where the caller has checked that they are free; or share
+        ``blocks`` with a request that writes the unit's states where it computes them."""
         assert unit.residency is Residency.ENCODING and not unit.blocks
-        unit.blocks = self.block_pool.get_new_blocks(unit.geometry.num_blocks)
+        if blocks is None:
+            unit.blocks = self.block_pool.get_new_blocks(unit.geometry.num_blocks)
+        else:
+            self.block_pool.touch(blocks)
+            unit.blocks = list(blocks)
+        assert len(unit.blocks) == unit.geometry.num_blocks
         self.num_blocks += len(unit.blocks)
 
     def finish(self, unit: StoredUnit) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vllm_promptcache import compat
 from vllm_promptcache.blocks.seats import edge_rows_from
 from vllm_promptcache.engine.composed_request import ComposedRequest
@@ -16,5 +18,7 @@ def seating_of(composed: ComposedRequest, store: ModuleStore) -> Seating:
         return Seating(composed.seats, edge_rows)
     unit = composed.encoding.unit
     slots = compat.physical_slots(unit.geometry.slots, unit.blocks, store.block_size)
+    if unit.footprint.is_in_place:  # written where they are computed
+        slots = np.full_like(slots, -1)
     capture = Capture(unit.key, slots, unit.geometry.rows, unit.geometry.num_rows)
     return Seating(composed.seats, edge_rows, capture)

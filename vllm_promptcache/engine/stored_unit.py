@@ -9,6 +9,7 @@ from functools import cached_property
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_promptcache.blocks.composition import UnitText
+from vllm_promptcache.blocks.footprint import UnitFootprint
 from vllm_promptcache.blocks.geometry import UnitGeometry
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 
@@ -25,8 +26,7 @@ class Residency(enum.Enum):
 class StoredUnit:
     """One unit, or head of one, where it stands, for one adapter and tenant.
 
-    ``context`` are the units that it has seen, where they stood then. Encoding it takes
-    ``scratch_blocks`` besides those that it then keeps.
+    ``context`` are the units that it has seen, where they stood then.
 
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``holders`` whoever wants the unit to stay known: live
@@ -38,7 +38,7 @@ class StoredUnit:
     text: UnitText
     context: tuple[UnitKey, ...]
     geometry: UnitGeometry
-    scratch_blocks: int
+    footprint: UnitFootprint
     residency: Residency = Residency.ABSENT
     pinned: bool = False
     is_warmed: bool = False

@@ -25,7 +25,7 @@ from vllm_promptcache.plan.build import build_chat, build_resolved
 from vllm_promptcache.plan.conversation import Turns as Turns
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.nodes import PromptNode
-from vllm_promptcache.repairs.repaired import repaired
+from vllm_promptcache.repairs.repaired import repaired, without_reuse
 
 # Documents up to so many characters are parsed at once: a thread would take longer.
 SMALL_DOCUMENT = 32 * 1024
@@ -35,12 +35,14 @@ SMALL_DOCUMENT = 32 * 1024
 class ComposedPrompt:
     """A prompt as the engine is asked to run it.
 
-    At most ``max_new_tokens`` can be generated: positions or blocks run out.
+    At most ``max_new_tokens`` can be generated: positions or blocks run out. ``no_room`` says that modules
+    are not reused as the KV cache is too small for them.
     """
 
     plan: Plan
     entry: SchemaEntry
     max_new_tokens: int
+    no_room: bool = False
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -50,7 +52,7 @@ class ComposedPrompt:
     def to_wire(self) -> dict[str, Any]:
         """What travels to the engine. To be asked for when the request is sent: whether the engine
         knows the units depends on what it was told before."""
-        return plan_to_wire(self.plan, with_texts=not self.entry.is_defined)
+        return plan_to_wire(self.plan, with_texts=not self.entry.is_defined, no_room=self.no_room)
 
 
 class Composer:
@@ -116,8 +118,12 @@ class Composer:
         repair = self._repair if options.repair is None else options.repair
         plan = repaired(plan, repair)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
+        no_room = room == 0
+        if no_room:
+            plan = without_reuse(plan)
+            room = self._capacity.max_new_tokens(entry.layout, plan, ())
         positions = self._builder.max_model_len - plan.next_position
-        return ComposedPrompt(plan, entry, min(room, positions))
+        return ComposedPrompt(plan, entry, min(room, positions), no_room)
 
     async def _read(self, pml: object) -> tuple[SchemaEntry, PromptNode]:
         """The schema and the prompt of a request's document."""

@@ -1,0 +1,56 @@
+"""How many blocks units take, and which are encoded in the blocks that they keep."""
+
+import numpy as np
+from hypothesis import given
+
+from tests.blocks.memory import Memory, Running, encoding_of
+from tests.blocks.strategies import World, home_text, worlds
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused
+from vllm_promptcache.blocks.footprint import UnitFootprint, blocks_needed, footprint_of, num_edge_tokens
+from vllm_promptcache.blocks.geometry import lay_out_unit
+
+
+@given(worlds())
+def test_footprints_are_what_encoding_takes(world: World) -> None:
+    memory = Memory(world.block_size)
+    for name, unit in world.units.items():
+        composition, _ = encoding_of(name, world.units)
+        seats = Running(memory, composition, name).seats
+        geometry = memory.store(name, unit)
+        found = footprint_of(geometry, [memory.geometries[seen.digest] for seen in unit.context])
+        private = -(-seats.num_prompt_tokens // world.block_size) - seats.num_shared_blocks
+        # Context that stands behind the unit is not gathered: the footprint may be larger, never smaller.
+        assert found.num_blocks + found.num_scratch_blocks >= private
+        assert found.num_blocks == geometry.num_blocks
+        if found.is_in_place:
+            stored = np.flatnonzero(geometry.slots >= 0)
+            assert (geometry.slots[stored] == seats.offsets[stored]).all() and not seats.edge_rows
+            assert found.num_blocks + found.num_scratch_blocks == -(-len(unit.token_ids) // world.block_size)
+
+
+def test_a_module_of_its_own_is_encoded_in_place_and_one_behind_a_row_is_not() -> None:
+    def unit(num_tokens: int, first: int = 0) -> object:
+        return lay_out_unit(np.arange(first, first + num_tokens), np.ones(num_tokens, bool), 16)
+
+    alone = footprint_of(unit(100), [])
+    assert alone == UnitFootprint(6, 1, True)
+    assert footprint_of(unit(96), []) == UnitFootprint(6, 0, True)
+    assert footprint_of(unit(96, 32), [unit(32)]) == UnitFootprint(6, 0, True)
+    assert footprint_of(unit(96, 33), [unit(33)]) == UnitFootprint(6, 7, False)
+    assert blocks_needed([alone, UnitFootprint(6, 7, False)], 2) == 12 + 7
+    assert blocks_needed([alone], 9) == 6 + 9
+
+
+@given(worlds())
+def test_edge_tokens_are_the_rest_of_each_piece(world: World) -> None:
+    for unit in world.units.values():
+        geometry = lay_out_unit(unit.position_ids, unit.kept, world.block_size, unit.breaks)
+        lengths = geometry.piece_ends - geometry.piece_starts
+        assert num_edge_tokens(geometry) == int((lengths % world.block_size).sum())
+
+
+def test_without_reuse_a_composition_has_the_same_tokens() -> None:
+    text = home_text(np.arange(6), np.array([2, 3, 4, 9, 10, 11]), np.ones(6, bool))
+    items = (Computed(0, 2), Reused("u", 0, 3), Computed(5, 1), Reused("u", 3, 6), Computed(13, 2))
+    found = Composition(items).without_reuse({"u": text.position_ids})
+    assert found.items == (Computed(0, 6), Computed(9, 3), Computed(13, 2))
