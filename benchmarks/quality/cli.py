@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Answers over modules against full prefill; see docs/quality.md. Goes on where an "
         "earlier run with the same --out stopped.",
     )
-    parser.add_argument("--data", type=Path, required=True, help="JSONL: id, contexts, question, answers")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="JSONL: id, contexts, question, answers; or LongBench's own"
+    )
     parser.add_argument("--model", help=f"{', '.join(MODELS)}, a path, or a hub name (default: the embedded)")
     parser.add_argument("--ways", default=DEFAULT_WAYS, help="names, comma-separated (default: %(default)s)")
     parser.add_argument("--split", choices=(TUNE, REPORT), help="choose on one, report on the other")
@@ -116,11 +118,15 @@ def _measure(args: argparse.Namespace, ways: list[Way], asked: list[Question], o
     engine = QualityEngine(settings)
     encoder = TextEncoder(AutoTokenizer.from_pretrained(model))
     maker = PromptMaker(encoder, args.max_model_len, args.place)
+    fitting = [question for question in asked if maker.fits(question)]
+    if len(fitting) < len(asked):
+        left = len(asked) - len(fitting)
+        print(f"quality: {left} questions do not fit into {args.max_model_len} positions", file=sys.stderr)
     if not args.only_times:
         rows, first_tokens = Rows(out / "rows.jsonl"), FirstTokens(out / "first-tokens.jsonl")
         measurement = Measurement(args.max_tokens, args.chunk)
-        Quality(engine, maker, ways, rows, first_tokens, measurement).run(asked)
-    measure_latency(engine, maker, ways, asked[: args.times], Rows(out / "times.jsonl"))
+        Quality(engine, maker, ways, rows, first_tokens, measurement).run(fitting)
+    measure_latency(engine, maker, ways, fitting[: args.times], Rows(out / "times.jsonl"))
 
 
 class OtherSettingsError(RuntimeError):

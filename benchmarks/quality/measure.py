@@ -85,7 +85,8 @@ class Quality:
     def _asks(self, prompts: Sequence[Prompt]) -> Iterator[Ask]:
         for prompt in prompts:
             name = _name(prompt)
-            max_tokens = self._measurement.max_tokens
+            task = prompt.question.task
+            max_tokens = task.max_tokens if task else self._measurement.max_tokens
             yield Ask(f"{name} answer", prompt, max_tokens=max_tokens, keep_as=name)
             forced = tuple(self._maker.answer_token_ids(prompt.question))
             yield Ask(f"{name} gold", prompt, forced=forced)
@@ -99,8 +100,11 @@ class Quality:
         logprobs = self._engine.take_first_token(name)
         if way.is_full:
             self._first_tokens[question.id] = Distribution.of(logprobs, FIRST_TOKENS)
-        text = first_line(answer.text)
+        task = question.task
+        text = first_line(answer.text) if task is None or task.first_line else answer.text.strip()
+        score = {} if task is None else {"score": task.best_score(text, question.answers)}
         return {
+            **score,
             "way": way.name,
             "id": question.id,
             "part": question.part,

@@ -11,7 +11,7 @@ from benchmarks.quality.questions import LeftOut, Passage, Question
 from benchmarks.quality.ways import ENCODINGS, Way
 from vllm_promptcache.blocks.wire import EXTRA_ARG, plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.errors import IssueList
+from vllm_promptcache.errors import IssueList, PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
@@ -24,6 +24,8 @@ INSTRUCTION = (
     "Answer the user's question from the passages below. Give only the answer itself, in as few words as "
     "possible, without a sentence around it.\n\n"
 )
+# What a chat template writes around a question, at most, and the answer's first tokens.
+ROOM_AROUND_QUESTION = 64
 # Where the passages stand: inside the system message, inside a user message of their own, or between the
 # system message and the question's, outside any message.
 PLACES = {
@@ -34,7 +36,12 @@ PLACES = {
 
 
 def schema_pml(
-    passages: tuple[Passage, ...], left_out: LeftOut, encode: str, scaffolded: bool, place: str = "system"
+    passages: tuple[Passage, ...],
+    left_out: LeftOut,
+    encode: str,
+    scaffolded: bool,
+    place: str = "system",
+    instruction: str = INSTRUCTION,
 ) -> str:
     """The schema with one module for each passage, and one for each that prompts leave out."""
     names = [f"p{i}" for i in range(len(passages))]
@@ -43,7 +50,7 @@ def schema_pml(
         others.get(number, "") + _module(name, passage)
         for number, (name, passage) in enumerate(zip(names, passages, strict=True))
     )
-    body = PLACES[place].format(instruction=escape(INSTRUCTION), passages=modules)
+    body = PLACES[place].format(instruction=escape(instruction), passages=modules)
     scaffold = f'<scaffold modules="{" ".join(names)}"/>' if scaffolded else ""
     return f'<schema name="passages" encode="{encode}" space="preserve">{body}{scaffold}</schema>'
 
@@ -105,7 +112,18 @@ class PromptMaker:
 
     def layout(self, question: Question, encoding: str) -> SchemaLayout:
         """The layout of a question's passages."""
-        return self._layout(question.passages, question.left_out, *ENCODINGS[encoding])
+        instruction = question.task.instruction if question.task else INSTRUCTION
+        return self._layout(question.passages, question.left_out, *ENCODINGS[encoding], instruction)
+
+    def fits(self, question: Question) -> bool:
+        """Whether a question's passages leave the model room to answer."""
+        try:
+            layout = self.layout(question, "context")
+        except PMLError:
+            return False
+        asked = len(self.encoder.encode(question.question)) + ROOM_AROUND_QUESTION
+        answer = question.task.max_tokens if question.task else 0
+        return layout.num_positions + asked + answer <= self._max_model_len
 
     def plan(self, question: Question, encoding: str) -> Plan:
         """The plan of a question over modules, before anything is repaired."""
@@ -123,8 +141,13 @@ class PromptMaker:
         return self.encoder.encode(question.answers[0])
 
     def _build_layout(
-        self, passages: tuple[Passage, ...], left_out: LeftOut, encode: str, scaffolded: bool
+        self,
+        passages: tuple[Passage, ...],
+        left_out: LeftOut,
+        encode: str,
+        scaffolded: bool,
+        instruction: str,
     ) -> SchemaLayout:
-        text = schema_pml(passages, left_out, encode, scaffolded, self._place)
+        text = schema_pml(passages, left_out, encode, scaffolded, self._place, instruction)
         (schema,) = parse_document(text).schemas
         return build_layout(schema, self.encoder, self._max_model_len)

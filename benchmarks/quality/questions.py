@@ -10,6 +10,8 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
+from benchmarks.quality.longbench import Task, task_of
+
 TUNE, REPORT = "tune", "report"
 # How many passages that a prompt leaves out stand among its own.
 LEFT_OUT = ("none", "one", "half")
@@ -34,7 +36,7 @@ class Question:
 
     ``left_out`` are passages that the schema holds and the prompt does not include, each with the number of
     the passage that it stands before. ``filed`` are the passages in the order of the file,
-    if that is another.
+    if that is another. ``task`` is LongBench's, if the question is.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Question:
     answers: tuple[str, ...]
     left_out: LeftOut = ()
     filed: tuple[Passage, ...] = ()
+    task: Task | None = None
 
     @property
     def passages_digest(self) -> str:
@@ -60,10 +63,11 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSONL file: ``id``, ``contexts`` (``title``, ``text``), ``question``, ``answers``.
+    """The questions of a JSONL file: ``id``, ``contexts`` (``title``, ``text``), ``question``, ``answers``; or of
+    one of LongBench's: ``_id``, ``context``, ``input``, ``answers``, ``dataset``.
 
-    Passages are shuffled by the question's ID: files have their first questions answered in the first
-    passage, which is encoded in sight of all that is before it.
+    Passages, but for pieces of one text, are shuffled by the question's ID: files have their first questions
+    answered in the first passage, which is encoded in sight of all that is before it.
 
     Raises:
         ValueError: a line is no such question, or there is none.
@@ -72,7 +76,10 @@ def read_questions(path: Path) -> list[Question]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
             try:
-                questions.append(shuffled(_question(json.loads(line))))
+                row = json.loads(line)
+                question = _longbench_question(row) if "context" in row else _question(row)
+                in_order = question.task is not None and question.task.split is None
+                questions.append(question if in_order else shuffled(question))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: no question over passages: {error!r}") from error
     if not questions:
@@ -86,6 +93,15 @@ def _question(row: dict[str, object]) -> Question:
         raise ValueError("contexts and answers must be lists that hold something")
     passages = tuple(Passage(str(c.get("title", "")), str(c["text"])) for c in contexts)
     return Question(str(row["id"]), passages, str(row["question"]), tuple(map(str, answers)))
+
+
+def _longbench_question(row: dict[str, object]) -> Question:
+    task, answers = task_of(row), row["answers"]
+    if not isinstance(answers, list) or not answers:
+        raise ValueError("answers must be a list that holds something")
+    passages = tuple(Passage(title, text) for title, text in task.passages(str(row["context"])))
+    asked = task.ask.format(input=row["input"])
+    return Question(str(row["_id"]), passages, asked, tuple(map(str, answers)), task=task)
 
 
 def shuffled(question: Question) -> Question:

@@ -15,7 +15,9 @@ from benchmarks.quality.rows import Row
 from benchmarks.quality.ways import FULL, Way
 
 # Metrics by their name in rows: the column's title, its scale, digits shown.
+# The score is LongBench's, of its data sets only.
 METRICS: dict[str, tuple[str, float, int]] = {
+    "score": ("score", 100, 1),
     "f1": ("F1", 100, 1),
     "exact": ("exact", 100, 1),
     "contains": ("contains", 100, 1),
@@ -47,6 +49,8 @@ def _summarize(way: str, by_way: Mapping[str, Mapping[str, Row]], times: Mapping
     base = Way.read(way).base.name
     summary: Summary = {"questions": len(rows)}
     for metric in METRICS:
+        if not all(metric in row for row in rows.values()):
+            continue
         own = {i: float(row[metric]) for i, row in rows.items()}
         summary[metric] = interval(np.array(list(own.values()))).to_json()
         against = paired(own, {i: float(row[metric]) for i, row in full.items()})
@@ -78,10 +82,11 @@ def tables(summary: Summary) -> list[Table]:
     counts = {one["questions"] for one in summary.values()}
     questions = " or ".join(map(str, sorted(counts)))
     note = f"{questions} questions. Brackets: 95% paired bootstrap intervals over questions."
-    columns = ("way", "recomputed", *(title for title, _, _ in METRICS.values()))
-    means = [(way, _share(one), *(_mean(one, metric) for metric in METRICS)) for way, one in summary.items()]
+    metrics = [metric for metric in METRICS if all(metric in one for one in summary.values())]
+    columns = ("way", "recomputed", *(METRICS[metric][0] for metric in metrics))
+    means = [(way, _share(one), *(_mean(one, metric) for metric in metrics)) for way, one in summary.items()]
     against = [
-        (way, _share(one), *(_against(one, metric) for metric in METRICS), *_time_cells(one))
+        (way, _share(one), *(_against(one, metric) for metric in metrics), *_time_cells(one))
         for way, one in summary.items()
     ]
     time_columns = ("TTFT, ms", "to unrepaired", "to full")
