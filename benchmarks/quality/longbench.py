@@ -1,8 +1,8 @@
 """LongBench's own files (Bai et al. 2024): their tasks, their contexts as passages, their metrics.
 
 A user has the files (``narrativeqa.jsonl`` and so on, as the authors publish them); nothing of them is here.
-A context of several passages becomes a module for each; one long text is cut at line ends, and stays in order.
-Instructions say what LongBench's say, in a system message before the passages.
+A context of several passages becomes a module for each; one long text is cut at line ends, and stays in
+order. Instructions say what LongBench's say, in a system message before the passages.
 """
 
 from __future__ import annotations

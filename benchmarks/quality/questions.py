@@ -63,8 +63,8 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSONL file: ``id``, ``contexts`` (``title``, ``text``), ``question``, ``answers``; or of
-    one of LongBench's: ``_id``, ``context``, ``input``, ``answers``, ``dataset``.
+    """The questions of a JSONL file: ``id``, ``contexts`` (``title``, ``text``), ``question``, ``answers``;
+    or of one of LongBench's: ``_id``, ``context``, ``input``, ``answers``, ``dataset``.
 
     Passages, but for pieces of one text, are shuffled by the question's ID: files have their first questions
     answered in the first passage, which is encoded in sight of all that is before it.
