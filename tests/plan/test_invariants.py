@@ -191,10 +191,11 @@ def _pool(
             if isinstance(child, TextNode):
                 end = _write(encoder.encode(child.text), end, target)
             elif isinstance(child, ModuleNode):
-                end = _lay_out(child.children, end, None, target, encoder, {}, [])
+                children = pool.with_separators(child.children)
+                end = _lay_out(children, end, None, target, encoder, {}, [])
             else:
-                arguments = dict(child.arguments)
-                end = _lay_out(declared[child.name].children, end, None, target, encoder, arguments, [])
+                children = pool.with_separators(declared[child.name].children)
+                end = _lay_out(children, end, None, target, encoder, dict(child.arguments), [])
     return end if pool.length is None else position + pool.length
 
 

@@ -109,6 +109,15 @@ def test_a_separator_goes_with_each_member_of_a_union() -> None:
     ]
 
 
+def test_a_separator_goes_with_each_member_of_a_pool() -> None:
+    content = f"Docs:\n<pool name='p' length='40'>{A}{B}</pool>\nEnd"
+    brought = "<module name='new'>cc</module>"
+    assert composed(content, f"<p><b/>{brought}<a/></p>") == "Docs:\nbb\ncc\naa\nEnd"
+    assert composed(content, "") == "Docs:\nEnd"
+    assert composed(content.removeprefix("Docs:\n"), f"<p><b/>{brought}</p>") == "bb\ncc\nEnd"
+    assert composed(f"Docs: <pool name='p' length='40'>{A}{B}</pool>", "<p><a/><b/></p>") == "Docs: aabb"
+
+
 def test_no_white_space_stands_between_messages() -> None:
     content = (
         "\n<system>x</system>\n\n<module name='e'>\n<user>y</user>\n<assistant>z</assistant>\n</module>\n"

@@ -193,7 +193,9 @@ def _module_structure(module: ModuleLayout) -> list[Any]:
 
 
 def _pool_structure(pool: PoolLayout) -> list[Any]:
-    return [pool.num_positions, [_module_structure(member) for member in pool.members.values()]]
+    separators = [node.text if node else "" for node in (pool.node.before, pool.node.after)]
+    members = [_module_structure(member) for member in pool.members.values()]
+    return [pool.num_positions, separators, members]
 
 
 def _parameter_structure(parameter: ParameterLayout) -> list[Any]:

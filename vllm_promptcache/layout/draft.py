@@ -108,11 +108,13 @@ def draft_schema(
     return _Drafter(encoder, max_model_len, issues, limits).schema(schema)
 
 
-def draft_text(node: ModuleNode, path: str, start: int, encoder: TextEncoder) -> ModuleDraft:
-    """A module of text only, from a position on."""
+def draft_text(
+    node: ModuleNode, children: Sequence[SchemaChild], path: str, start: int, encoder: TextEncoder
+) -> ModuleDraft:
+    """A module of text only, its `children`, from a position on."""
     draft = ModuleDraft(MEMBER, node, path, start)
     position = start
-    for child in node.children:
+    for child in children:
         assert isinstance(child, TextNode), "such a module has text only"
         if token_ids := encoder.encode(child.text):
             draft.runs.append(Run(token_ids, position, True, child.place))
@@ -225,7 +227,7 @@ class _Drafter:
         for member in node.members:
             path = f"{draft.path}/{member.name}"
             inside = ModuleDraft(MEMBER, member, path, position)
-            inside.end = self._children(inside, member.children, position)
+            inside.end = self._children(inside, node.with_separators(member.children), position)
             draft.members.append(inside)
         draft.end = position + (node.length or 0)
         if node.length is None:

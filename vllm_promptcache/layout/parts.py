@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from vllm_promptcache.contract.plan import CachedSegment, Segment
 from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.pml.nodes import PoolNode
 
 NOWHERE = 1 << 40
 
@@ -85,11 +86,12 @@ class PoolLayout:
     num_positions: int | None
     context: tuple[Unit, ...]
     members: Mapping[str, ModuleLayout]
+    node: PoolNode
 
     @property
     def name(self) -> str:
         """The pool's name."""
-        return self.path.rpartition("/")[2]
+        return self.node.name
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -22,7 +22,7 @@ def make_pool(
 ) -> PoolLayout:
     """The pool of a draft, whose members see `context`; `count` is told of each unit."""
     assert isinstance(draft.node, PoolNode)
-    pool = PoolLayout(draft.path, draft.start, draft.node.length, context, {})
+    pool = PoolLayout(draft.path, draft.start, draft.node.length, context, {}, draft.node)
     for member in draft.members:
         layout = _make_member(pool, member)
         if layout.unit is not None:
@@ -36,7 +36,8 @@ def make_pool(
 
 def lay_out_member(pool: PoolLayout, node: ModuleNode, encoder: TextEncoder) -> ModuleLayout:
     """A module of text only as a member of a pool; not added to it."""
-    return _make_member(pool, draft_text(node, f"{pool.path}/{node.name}", pool.start, encoder))
+    children = pool.node.with_separators(node.children)
+    return _make_member(pool, draft_text(node, children, f"{pool.path}/{node.name}", pool.start, encoder))
 
 
 def too_long(pool: PoolLayout, member: ModuleLayout) -> str | None:

@@ -6,7 +6,7 @@ prompts are not frozen all the same: each request makes them, and a frozen one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vllm_promptcache.pml.source import Place
@@ -72,12 +72,21 @@ class RoleNode:
 
 @dataclass(frozen=True, slots=True)
 class PoolNode:
-    """Room for `length` tokens of any of its members, which hold text and parameters; None has no end."""
+    """Room for `length` tokens of any of its members, which hold text and parameters; None has no end.
+
+    `before` and `after` are white space that goes with each member that a prompt includes.
+    """
 
     name: str
     length: int | None
     members: tuple[ModuleNode, ...]
     place: Place = field(repr=False, compare=False)
+    before: TextNode | None = None
+    after: TextNode | None = None
+
+    def with_separators(self, children: Iterable[SchemaChild]) -> list[SchemaChild]:
+        """What a member holds that has these children."""
+        return [child for child in (self.before, *children, self.after) if child is not None]
 
 
 SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode | PoolNode

@@ -85,7 +85,7 @@ class SchemaParser:
             if around.space == DEDENT and self._num_roles > num_roles:
                 # A chat template writes what stands between messages.
                 texts[i : i + 2] = ["" if is_white(text) else text for text in texts[i : i + 2]]
-        are_modules = [isinstance(node, ModuleNode | UnionNode) for node in nodes]
+        are_modules = [isinstance(node, ModuleNode | UnionNode | PoolNode) for node in nodes]
         taken = take_separators(texts, are_modules, around.separators)
         children: list[SchemaChild | None] = []
         for i, node in enumerate(nodes):
@@ -246,12 +246,14 @@ def _text(text: str, place: Place) -> TextNode | None:
 def _with_separators(
     node: SchemaChild | None, before: TextNode | None, after: TextNode | None
 ) -> SchemaChild | None:
-    """A module, or each of a union's members, with the white space that goes with it."""
+    """A module, or each of a union's or pool's members, with the white space that goes with it."""
     if before is None and after is None:
         return node
     if isinstance(node, UnionNode):
         members = [_with_separators(member, before, after) for member in node.members]
         return replace(node, members=tuple([m for m in members if isinstance(m, ModuleNode)]))
+    if isinstance(node, PoolNode):
+        return replace(node, before=before, after=after)
     assert isinstance(node, ModuleNode), "separators are given to modules and unions"
     children = (before, *node.children, after)
     return replace(node, children=tuple([child for child in children if child is not None]))
