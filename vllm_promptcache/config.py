@@ -8,6 +8,8 @@ from typing import Any
 from vllm_promptcache.contract.repair import NONE, Repair
 
 CONFIG_KEY = "prompt_cache"
+# What of a plain chat request may be reused without a mark of the client's.
+AUTO_KINDS = ("tool_messages", "documents", "tools")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class PromptCacheConfig:
         allow_management: whether clients may register, remove, pin, unpin and warm schemas over the API;
             as ``allow_request_schemas`` if it is not given.
         repair: what requests compute anew that do not say it themselves; a string is read as one.
+        auto: what of plain chat requests is reused without a mark: ``tool_messages``, ``documents``,
+            ``tools``.
+        min_mark_tokens: shorter marked parts are computed.
     """
 
     schemas: tuple[str, ...] = ()
@@ -35,6 +40,8 @@ class PromptCacheConfig:
     allow_request_schemas: bool = True
     allow_management: bool | None = None
     repair: Repair = NONE
+    auto: tuple[str, ...] = ()
+    min_mark_tokens: int = 64
 
     def __post_init__(self) -> None:
         if not isinstance(self.schemas, list | tuple) or not all(isinstance(s, str) for s in self.schemas):
@@ -43,7 +50,7 @@ class PromptCacheConfig:
         fraction = self.pin_fraction
         if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
             raise ValueError(f"prompt cache config: pin_fraction is {fraction!r}, not a number in 0..1")
-        for name in ("max_document_bytes", "max_schemas", "min_free_tokens"):
+        for name in ("max_document_bytes", "max_schemas", "min_free_tokens", "min_mark_tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")
@@ -53,6 +60,11 @@ class PromptCacheConfig:
             object.__setattr__(self, "allow_management", self.allow_request_schemas)
         if not isinstance(self.allow_management, bool):
             raise ValueError("prompt cache config: allow_management must be true, false or null")
+        if not isinstance(self.auto, list | tuple) or not set(self.auto) <= set(AUTO_KINDS):
+            raise ValueError(
+                f"prompt cache config: auto is {self.auto!r}; allowed are {', '.join(AUTO_KINDS)}"
+            )
+        object.__setattr__(self, "auto", tuple(self.auto))
         if not isinstance(self.repair, Repair):
             try:
                 object.__setattr__(self, "repair", Repair.parse(self.repair))
@@ -81,7 +93,12 @@ class PromptCacheConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        return {**asdict(self), "schemas": list(self.schemas), "repair": str(self.repair)}
+        return {
+            **asdict(self),
+            "schemas": list(self.schemas),
+            "auto": list(self.auto),
+            "repair": str(self.repair),
+        }
 
 
 def is_enabled(config: Any) -> bool:

@@ -15,7 +15,7 @@ from vllm.renderers.params import ChatParams
 
 from vllm_promptcache.config import CONFIG_KEY, PromptCacheConfig
 from vllm_promptcache.contract.explain import plan_to_json
-from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.contract.repair import FULL, Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.composer import ComposedPrompt
 from vllm_promptcache.frontend.conversation import read_turns
@@ -24,9 +24,11 @@ from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.loading import wait_until_encoded
+from vllm_promptcache.frontend.marked import text_of
+from vllm_promptcache.frontend.marks import read_marks
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.reports import RESPONSE_FIELD, take_report
-from vllm_promptcache.frontend.service import open_service
+from vllm_promptcache.frontend.service import PromptCacheService, open_service
 from vllm_promptcache.frontend.tokenizer import open_encoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.nodes import SchemaNode
@@ -148,6 +150,36 @@ class LLM(vllm.LLM):
         """The plan, as JSON, of what `generate_pml` or, with ``messages``, `chat_pml` would run."""
         return plan_to_json(self.compose(pml, messages, prompt=prompt, reuse=reuse, repair=repair).plan)
 
+    # -- plain chats with marked parts -------------------------------------------------------------
+
+    def chat(
+        self, *args: Any, prompt_cache: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[RequestOutput]:
+        """As vLLM's. Parts of messages that carry ``cache_control`` or ``prompt_cache`` are reused wherever
+        they stand; ``prompt_cache`` are options, as of a request over HTTP.
+
+        What was reused of a conversation, or why nothing was, is in its output's ``prompt_cache``.
+        """
+        self._marking = MarkingRenderer(
+            self.renderer, self._prompt_cache, PromptOptions.from_request(prompt_cache)
+        )
+        outputs: list[RequestOutput] = super().chat(*args, **kwargs)
+        for output, said in zip(outputs, self._marking.said, strict=True):
+            report = take_report(output)
+            setattr(output, RESPONSE_FIELD, {**(report or {}), **said} if report or said else None)
+        return outputs
+
+    def _preprocess_chat(self, *args: Any, **kwargs: Any) -> Sequence[Any]:
+        """As vLLM's, with another renderer in the place of its own."""
+        renderer = self.renderer
+        marking: Any = self._marking
+        self.renderer = marking
+        try:
+            inputs: Sequence[Any] = super()._preprocess_chat(*args, **kwargs)
+        finally:
+            self.renderer = renderer
+        return inputs
+
     # -- plans: for tools that change them -------------------------------------------------------
 
     def compose(
@@ -230,6 +262,55 @@ class LLM(vllm.LLM):
         for output in outputs:
             setattr(output, RESPONSE_FIELD, take_report(output))
         return outputs
+
+
+class MarkingRenderer:
+    """Stands in for vLLM's renderer while a script's chats are rendered: those with marks are composed.
+
+    ``said`` is what became of the marks of each conversation, in order.
+    """
+
+    def __init__(self, renderer: Any, service: PromptCacheService, options: PromptOptions) -> None:
+        self._renderer = renderer
+        self._service = service
+        self._options = options
+        self.said: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renderer, name)
+
+    def render_chat(
+        self, conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, **kwargs: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """As ``BaseRenderer.render_chat``."""
+        rendered = [self._render(messages, chat_params, tok_params, kwargs) for messages in conversations]
+        return [conversation for conversation, _ in rendered], [prompt for _, prompt in rendered]
+
+    def _render(
+        self, messages: list[Any], chat_params: Any, tok_params: Any, extras: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        said: dict[str, Any] = {}
+        self.said.append(said)
+        options = chat_params.chat_template_kwargs
+        parts = read_marks(
+            messages,
+            documents=options.get("documents"),
+            tools=options.get("tools"),
+            auto=self._service.config.auto,
+        )
+        if parts.problem:
+            said["marks_ignored"] = parts.problem
+        if parts.has_marks and self._options.repair != FULL:
+            conversation, prompt = self._renderer.render_messages(messages, chat_params)
+            try:
+                text = text_of(prompt, tok_params)
+                composed, used = run_sync(self._service.marks.compose(text, parts, self._options))
+                said["marks_used"] = used
+                return conversation, engine_input(composed, text=text)
+            except RefusedError as refusal:
+                said["marks_ignored"] = str(refusal)
+        (conversation,), (prompt,) = self._renderer.render_chat([messages], chat_params, tok_params, **extras)
+        return conversation, prompt
 
 
 class OfflineEngineLink:

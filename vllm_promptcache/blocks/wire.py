@@ -20,8 +20,11 @@ from vllm_promptcache.contract.unit import Placement, Unit, digest_of
 EXTRA_ARG = "prompt_cache"
 
 
-def plan_to_wire(plan: Plan, *, with_texts: bool, no_room: bool = False) -> dict[str, Any]:
-    """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units.
+def plan_to_wire(
+    plan: Plan, *, with_texts: bool, texts: Iterable[Unit] = (), no_room: bool = False
+) -> dict[str, Any]:
+    """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units, else those
+    of ``texts`` alone.
 
     ``repaired`` are the plan's ranges of repaired tokens, if it has any. ``no_room`` says that it reuses
     nothing because the KV cache is too small. New segments at consecutive positions become one run.
@@ -46,8 +49,9 @@ def plan_to_wire(plan: Plan, *, with_texts: bool, no_room: bool = False) -> dict
         wire["repaired"] = [list(tokens) for tokens in plan.repaired_ranges]
     if no_room:
         wire["no_room"] = True
-    if with_texts:
-        wire["texts"] = units_to_wire(plan.units)
+    sent = units_to_wire(plan.units if with_texts else texts)
+    if sent or with_texts:
+        wire["texts"] = sent
     return wire
 
 

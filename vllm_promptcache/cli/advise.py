@@ -98,6 +98,7 @@ def _advise(llm: LLM, schemas: dict[str, SchemaNode], questions: Sequence[Questi
     cases: dict[str, tuple[SchemaNode, Any, list[Case]]] = {}
     for question in questions:
         composed = llm.compose(question.pml, question.messages, prompt=question.prompt, repair="none")
+        assert composed.entry is not None, "a prompt in PML is over a schema"
         layout = composed.entry.layout
         schema = question.schemas.get(layout.name) or schemas[layout.name]
         found = cases.setdefault(layout.digest, (schema, layout, []))

@@ -25,34 +25,17 @@ def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], It
         "num_repaired_tokens": plan.num_repaired_tokens,
         "next_position": plan.next_position,
     }
-    units = (_unit(unit, moved) for unit, moved in _placed(plan))
+    units = (_unit(unit, moved) for unit, moved in plan.placed_units)
     return fields, units, (_segment(segment) for segment in plan.segments)
 
 
 def plan_size(plan: Plan) -> int:
     """About how many bytes the plan takes as JSON: at least half of it, and at most four times as many."""
     num_bytes = 300 + 16 * plan.num_new_tokens + 100 * len(plan.segments)
-    for unit, _ in _placed(plan):
+    for unit, _ in plan.placed_units:
         num_bytes += 100 + 22 * unit.num_tokens + len(unit.id)
         num_bytes += sum([len(seen.id) + 4 for seen in unit.context])
     return num_bytes
-
-
-def _placed(plan: Plan) -> list[tuple[Unit, int]]:
-    """The plan's units and how far from home they stand, contexts first: a unit that stands elsewhere has
-    seen its context as far away, which is listed once more there."""
-    placed = dict.fromkeys((unit, 0) for unit in plan.units)
-
-    def add(unit: Unit, moved: int) -> None:
-        if (unit, moved) not in placed:
-            for seen in unit.context:
-                add(seen, moved)
-            placed[unit, moved] = None
-
-    for segment in plan.segments:
-        if isinstance(segment, CachedSegment):
-            add(segment.unit, segment.moved)
-    return list(placed)
 
 
 def _name(unit: Unit, moved: int) -> str:

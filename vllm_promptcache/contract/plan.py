@@ -116,6 +116,25 @@ class Plan:
     segments: tuple[Segment, ...]
 
     @cached_property
+    def placed_units(self) -> tuple[tuple[Unit, int], ...]:
+        """The units and how far from home they stand, contexts first: a unit that stands elsewhere has seen
+        its context as far away, which is there once more."""
+        placed: dict[tuple[Unit, int], None] = {}
+
+        def add(unit: Unit, moved: int) -> None:
+            if (unit, moved) not in placed:
+                for seen in unit.context:
+                    add(seen, moved)
+                placed[unit, moved] = None
+
+        for segment in self.segments:
+            if isinstance(segment, CachedSegment):
+                add(segment.unit, segment.moved)
+        away = {unit for unit, moved in placed if moved and (unit, 0) not in placed}
+        at_home = [(unit, 0) for unit in self.units if unit not in away]
+        return (*at_home, *(one for one in placed if one[1]))
+
+    @cached_property
     def num_cached_tokens(self) -> int:
         """Tokens reused: the kept tokens of the included units."""
         return sum(s.num_tokens for s in self.segments if isinstance(s, CachedSegment))

@@ -39,7 +39,8 @@ def admit(prompt: Any, params: Any) -> Any:
     params.min_tokens = min(params.min_tokens, params.max_tokens)
     params.prompt_logprobs = None
     params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: composed.to_wire()}
-    composed.entry.num_requests += 1
+    if composed.entry is not None:
+        composed.entry.num_requests += 1
     return params
 
 

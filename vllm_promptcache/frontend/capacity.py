@@ -32,22 +32,29 @@ class Capacity:
         """The capacity that the engine's ``stats`` tell of."""
         return cls(stats["block_size"], stats["blocks_total"] - stats["blocks_pin_limit"])
 
-    def max_new_tokens(self, layout: SchemaLayout, plan: Plan, pinned: Container[Placement]) -> int:
+    def max_new_tokens(self, layout: SchemaLayout | None, plan: Plan, pinned: Container[Placement]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; 0 where its units could
         never be resident together besides what can be pinned, and it has to be computed without them.
 
-        ``plan`` is one over ``layout``; ``pinned`` are units whose blocks are pinned for it already.
+        ``plan`` is one over ``layout``, if it is over a schema; ``pinned`` are units whose blocks are pinned
+        for it already.
 
         Raises:
             RefusedError: nor could it be admitted then, however long it waited.
         """
         size = self.block_size
-        known = self._known.setdefault(layout, {})
-        footprints = [self._of(unit, known)[1] for unit in plan.units if unit.placement not in pinned]
+        known = {} if layout is None else self._known.setdefault(layout, {})
+        placed = [unit for unit, moved in plan.placed_units if moved or unit.placement not in pinned]
+        footprints = [self._of(unit, known)[1] for unit in placed]
         if plan.repaired_ranges:
             edges = sum(self._edge_tokens(s, known) for s in plan.segments if isinstance(s, CachedSegment))
         else:
             edges = sum([s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment)])
+        if layout is not None:
+            # Members of pools that no schema declares come and go.
+            for unit in plan.units:
+                if unit not in layout.unit_places:
+                    known.pop(unit, None)
         private = edges + plan.num_new_tokens
         kept = sum([footprint.num_blocks for footprint in footprints])
         room = (self.num_blocks - kept) * size - private

@@ -13,6 +13,7 @@ import numpy as np
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.documents import DocumentMemory, LayoutBuilder, RequestDocument
@@ -35,12 +36,12 @@ SMALL_DOCUMENT = 32 * 1024
 class ComposedPrompt:
     """A prompt as the engine is asked to run it.
 
-    At most ``max_new_tokens`` can be generated: positions or blocks run out. ``no_room`` says that modules
-    are not reused as the KV cache is too small for them.
+    ``entry`` is the schema's, if it is over one. At most ``max_new_tokens`` can be generated: positions or
+    blocks run out. ``no_room`` says that modules are not reused as the KV cache is too small for them.
     """
 
     plan: Plan
-    entry: SchemaEntry
+    entry: SchemaEntry | None
     max_new_tokens: int
     no_room: bool = False
 
@@ -52,7 +53,17 @@ class ComposedPrompt:
     def to_wire(self) -> dict[str, Any]:
         """What travels to the engine. To be asked for when the request is sent: whether the engine
         knows the units depends on what it was told before."""
-        return plan_to_wire(self.plan, with_texts=not self.entry.is_defined, no_room=self.no_room)
+        return plan_to_wire(
+            self.plan,
+            with_texts=self.entry is None or not self.entry.is_defined,
+            texts=self._brought_units(),
+            no_room=self.no_room,
+        )
+
+    def _brought_units(self) -> Sequence[Unit]:
+        """Units that came with the request, over a schema that the engine knows."""
+        entry = self.entry
+        return [] if entry is None else [unit for unit in self.plan.units if not entry.defines(unit)]
 
 
 class Composer:

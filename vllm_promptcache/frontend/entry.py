@@ -46,6 +46,10 @@ class SchemaEntry:
         """Whether all of its units are pinned."""
         return bool(self.placements) and self.pinned.issuperset(self.placements)
 
+    def defines(self, unit: Unit) -> bool:
+        """Whether a unit is one of the schema's own."""
+        return unit in self.layout.unit_places
+
     def texts(self) -> dict[str, Any]:
         """What the engine needs to encode its units."""
         return units_to_wire(self.layout.units)

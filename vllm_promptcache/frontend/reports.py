@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -17,10 +17,14 @@ _END = "data: [DONE]\n\n"
 
 
 class Reports:
-    """The reports of one request's prompts, added up. ``num_prompts`` are expected."""
+    """The reports of one request's prompts, added up. ``num_prompts`` are expected.
 
-    def __init__(self, num_prompts: int = 1) -> None:
+    ``said`` is known before the engine's reports, and shown with them.
+    """
+
+    def __init__(self, num_prompts: int = 1, said: Mapping[str, Any] | None = None) -> None:
         self.counts: dict[str, int] = {}
+        self._said = said or {}
         self._num_unfinished = num_prompts
 
     def take(self, output: RequestOutput) -> None:
@@ -40,11 +44,11 @@ class Reports:
 
     def complete(self, response: Any) -> None:
         """Fill the usage and the report into a response."""
-        if not self.counts:
+        if not (self.counts or self._said):
             return
-        if response.usage is not None:
+        if self.counts and response.usage is not None:
             response.usage.prompt_tokens_details = PromptTokenUsageInfo(cached_tokens=self._num_cached)
-        setattr(response, RESPONSE_FIELD, self.counts)
+        setattr(response, RESPONSE_FIELD, {**self.counts, **self._said})
 
     async def complete_stream(self, lines: AsyncIterator[str]) -> AsyncGenerator[str, None]:
         """Fill both into the last chunk of a stream of server-sent events.
@@ -70,12 +74,12 @@ class Reports:
 
     def _complete_chunk(self, line: str) -> str:
         chunk = json.loads(line.removeprefix("data: "))
-        if "error" in chunk or not self.counts:
+        if "error" in chunk or not (self.counts or self._said):
             return line
-        if chunk.get("usage"):
+        if self.counts and chunk.get("usage"):
             details = chunk["usage"].get("prompt_tokens_details") or {}
             chunk["usage"]["prompt_tokens_details"] = {**details, "cached_tokens": self._num_cached}
-        chunk[RESPONSE_FIELD] = self.counts
+        chunk[RESPONSE_FIELD] = {**self.counts, **self._said}
         return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 

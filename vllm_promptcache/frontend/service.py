@@ -12,6 +12,7 @@ from vllm_promptcache.frontend.composer import Composer
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.link import EngineLink
 from vllm_promptcache.frontend.loading import load_and_pin
+from vllm_promptcache.frontend.marked import MarkComposer
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.pml.nodes import SchemaNode
@@ -24,6 +25,7 @@ class PromptCacheService:
     config: PromptCacheConfig
     registry: SchemaRegistry
     composer: Composer
+    marks: MarkComposer
 
 
 async def open_service(
@@ -47,4 +49,5 @@ async def open_service(
     )
     await registry.open()
     await load_and_pin(registry, schemas)
-    return PromptCacheService(config, registry, composer)
+    marks = MarkComposer(link, encoder, capacity, max_model_len, config.min_mark_tokens, config.repair)
+    return PromptCacheService(config, registry, composer, marks)

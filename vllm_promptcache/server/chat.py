@@ -16,6 +16,14 @@ from vllm_promptcache.frontend.conversation import read_turns
 from vllm_promptcache.frontend.reports import Reports
 from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.errors import REFUSALS, error_response
+from vllm_promptcache.server.marked import (
+    MarkingRenderer,
+    is_marked,
+    marks_of,
+    note,
+    note_of,
+    problem_of,
+)
 from vllm_promptcache.server.requests import (
     is_composed,
     nothing_to_explain,
@@ -35,8 +43,8 @@ class PromptCacheServingChat(OpenAIServingChat):
     async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
         """As vLLM's: the conversation and the engine's input, or an error."""
         try:
-            if pml_of(request) is None:
-                return await super().render_chat_request(request)
+            if pml_of(request, needs_pml=False) is None:
+                return await self._render_plain(request)
             error = await self._check_model(request)
             if error is not None:
                 return error
@@ -47,12 +55,29 @@ class PromptCacheServingChat(OpenAIServingChat):
 
     async def explain(self, request: ChatCompletionRequest) -> list[ComposedPrompt] | ErrorResponse:
         """The composed prompt that a request would run, in a list."""
-        if not is_composed(request):
-            return error_response(nothing_to_explain())
         rendered = await self.render_chat_request(request)
         if isinstance(rendered, ErrorResponse):
             return rendered
+        if not (is_composed(request) or is_marked(request)):
+            return error_response(nothing_to_explain())
         return [prompt[INPUT_KEY] for prompt in rendered[1]]
+
+    async def _render_plain(self, request: ChatCompletionRequest) -> Any:
+        """A request without PML: vLLM's way, but for marked parts of messages."""
+        parts = marks_of(request, self._service.config)
+        if parts is None:
+            return await super().render_chat_request(request)
+        if problem := problem_of(request, parts):
+            note(request, marks_ignored=problem)
+            return await super().render_chat_request(request)
+        error = await self._check_model(request)
+        if error is not None:
+            return error
+        self._preflight(request.n or 1)
+        online_renderer = copy.copy(self.online_renderer)
+        marking: Any = MarkingRenderer(self.renderer, self._service, request, parts)
+        online_renderer.renderer = marking
+        return await online_renderer.render_chat(request)
 
     async def _render_composed(self, request: ChatCompletionRequest) -> Any:
         """vLLM's own rendering, with all of its checks, around another renderer."""
@@ -83,9 +108,10 @@ class PromptCacheServingChat(OpenAIServingChat):
         self, request: ChatCompletionRequest, result_generator: Any, *args: Any, **kwargs: Any
     ) -> ErrorResponse | ChatCompletionResponse:
         """As vLLM's, with what was reused in the response."""
-        if not is_composed(request):
+        said = note_of(request)
+        if not (is_composed(request) or said):
             return await super().chat_completion_full_generator(request, result_generator, *args, **kwargs)
-        reports = Reports()
+        reports = Reports(said=said)
         response = await super().chat_completion_full_generator(
             request, reports.watch(result_generator), *args, **kwargs
         )
@@ -97,9 +123,10 @@ class PromptCacheServingChat(OpenAIServingChat):
         self, request: ChatCompletionRequest, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
         """As vLLM's, with what was reused in the last chunk."""
-        if not is_composed(request):
+        said = note_of(request)
+        if not (is_composed(request) or said):
             return super().chat_completion_stream_generator(request, result_generator, *args, **kwargs)
-        reports = Reports()
+        reports = Reports(said=said)
         lines = super().chat_completion_stream_generator(
             request, reports.watch(result_generator), *args, **kwargs
         )

@@ -11,8 +11,10 @@ from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.options import PromptOptions
 
 
-def pml_of(request: Any) -> object | None:
+def pml_of(request: Any, *, needs_pml: bool = True) -> object | None:
     """A request's ``pml`` field, or None for a plain request.
+
+    With ``needs_pml`` options without PML are refused.
 
     Raises:
         RefusedError: it has options of the prompt cache and no PML, or says itself what is composed.
@@ -21,7 +23,7 @@ def pml_of(request: Any) -> object | None:
         raise RefusedError(f"{EXTRA_ARG!r} is no extra argument; send 'pml'", field="vllm_xargs")
     extra = request.model_extra or {}
     pml: object | None = extra.get("pml")
-    if pml is None and extra.get("prompt_cache") is not None:
+    if needs_pml and pml is None and extra.get("prompt_cache") is not None:
         raise RefusedError(
             "prompt_cache: options need a prompt in 'pml'", kind="PMLError", field="prompt_cache"
         )
@@ -38,8 +40,8 @@ def options_of(request: Any) -> PromptOptions:
     return PromptOptions.from_request((request.model_extra or {}).get("prompt_cache"))
 
 
-def refuse_combinations(request: Any) -> None:
-    """Refuse what cannot be had together with PML.
+def refuse_combinations(request: Any, what: str = "pml") -> None:
+    """Refuse what cannot be had together with PML, or with marks: ``what`` says which.
 
     Raises:
         RefusedError: naming the field.
@@ -54,14 +56,14 @@ def refuse_combinations(request: Any) -> None:
     }
     for field, reason in reasons.items():
         if getattr(request, field, None) is not None:
-            raise RefusedError(f"{field} cannot be combined with pml: {reason}", field=field)
+            raise RefusedError(f"{field} cannot be combined with {what}: {reason}", field=field)
     if request.use_beam_search:
-        raise RefusedError("use_beam_search cannot be combined with pml", field="use_beam_search")
+        raise RefusedError(f"use_beam_search cannot be combined with {what}", field="use_beam_search")
     logprobs = request.logprobs
     wants_logprobs = logprobs is not None and logprobs is not False
     if request.echo and wants_logprobs:
-        what = "echo with logprobs cannot be combined with pml: every prompt token would have to be computed"
-        raise RefusedError(what, field="echo")
+        reason = "every prompt token would have to be computed"
+        raise RefusedError(f"echo with logprobs cannot be combined with {what}: {reason}", field="echo")
 
 
 def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:

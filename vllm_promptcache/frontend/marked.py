@@ -1,0 +1,98 @@
+"""The way of a plain chat request with marked parts to what the engine is asked to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.frontend.capacity import Capacity
+from vllm_promptcache.frontend.composer import SMALL_DOCUMENT, ComposedPrompt
+from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.link import EngineLink
+from vllm_promptcache.frontend.marks import MarkedParts, Span
+from vllm_promptcache.frontend.options import PromptOptions
+from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.plan.marked import TokenRun, build_marked
+from vllm_promptcache.repairs.repaired import repaired
+
+
+class MarkComposer:
+    """Turns rendered prompts with marked parts into composed ones.
+
+    A part with fewer than `min_tokens` tokens is computed as other text is. `repair` is carried out for
+    requests that name none.
+    """
+
+    def __init__(
+        self,
+        link: EngineLink,
+        encoder: TextEncoder,
+        capacity: Capacity,
+        max_model_len: int,
+        min_tokens: int,
+        repair: Repair,
+    ) -> None:
+        self._link = link
+        self._encoder = encoder
+        self._capacity = capacity
+        self._max_model_len = max_model_len
+        self._min_tokens = min_tokens
+        self._repair = repair
+
+    async def compose(
+        self, prompt: str, parts: MarkedParts, options: PromptOptions
+    ) -> tuple[ComposedPrompt, int]:
+        """What is run for a prompt, as the chat template made it, and how many parts of it are reused.
+
+        Raises:
+            RefusedError: no part can be reused, or the prompt does not fit the model or the cache.
+        """
+        if len(prompt) <= SMALL_DOCUMENT:
+            return self._compose(prompt, parts, options)
+        return await self._link.run(lambda: self._compose(prompt, parts, options))
+
+    def _compose(self, prompt: str, parts: MarkedParts, options: PromptOptions) -> tuple[ComposedPrompt, int]:
+        spans, turn = parts.find(prompt)
+        marked = [(span, ids) for span in spans if len(ids := self._tokens(prompt, span)) >= self._min_tokens]
+        if not marked:
+            what = f"no marked part has {self._min_tokens} tokens" if spans else "the template changes them"
+            raise RefusedError(f"nothing marked can be reused: {what}", field="messages")
+        lead = min(turn or marked[0][0].start, marked[0][0].start)
+        runs = list(self._runs(prompt, marked))
+        repair = self._repair if options.repair is None else options.repair
+        plan = repaired(build_marked(runs, self._encoder.encode(prompt[:lead])), repair)
+        positions = self._max_model_len - plan.next_position
+        if positions < 1:
+            raise RefusedError("the prompt is longer than the model's context", field="messages")
+        room = self._capacity.max_new_tokens(None, plan, ())
+        history = 0 if repair.full else plan.num_new_tokens
+        return ComposedPrompt(plan, None, min(room, positions), history), len(marked)
+
+    def _runs(self, prompt: str, marked: list[tuple[Span, list[int]]]) -> Iterator[TokenRun]:
+        """The marked parts and the text around them, in order."""
+        end = 0
+        for index, (span, token_ids) in enumerate(marked):
+            yield TokenRun(self._encoder.encode(prompt[end : span.start]))
+            yield TokenRun(token_ids, span.mark.name or f"#{index}")
+            end = span.end
+        yield TokenRun(self._encoder.encode(prompt[end:]))
+
+    def _tokens(self, prompt: str, span: Span) -> list[int]:
+        return self._encoder.encode(prompt[span.start : span.end])
+
+
+def text_of(prompt: Any, tok_params: Any) -> str:
+    """The text that a chat was rendered to.
+
+    Raises:
+        RefusedError: it is more than text, or is not tokenized as it stands.
+    """
+    text = prompt.get("prompt")
+    if not isinstance(text, str):
+        raise RefusedError("the model's chat template makes tokens, not text")
+    if prompt.get("multi_modal_data"):
+        raise RefusedError("messages with marks may hold nothing but text")
+    if tok_params is not None and tok_params.add_special_tokens:
+        raise RefusedError("add_special_tokens cannot be combined with marks")
+    return text

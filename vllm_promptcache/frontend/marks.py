@@ -1,0 +1,227 @@
+"""Marks on parts of a chat's messages, documents and tools, and where the parts stand in the rendered prompt.
+
+A part is looked for in the text that the chat template made of the conversation, from left to right, each
+behind those before it. What a template writes differently (cut, escaped its own way, left out) is not found,
+and computed as any other text is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+from vllm_promptcache.errors import unknown
+from vllm_promptcache.frontend.errors import RefusedError
+
+CACHE_CONTROL, PROMPT_CACHE = "cache_control", "prompt_cache"
+
+# After so many parts that are not found, no others are looked for: each search reads all of the prompt.
+_MAX_MISSES = 16
+_OPTIONS = ("name", "ttl", "pin")
+_TTL = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,3})?)(?P<unit>[smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_NAME = 512
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a mark says: a `name`, for how many seconds after its last use (`ttl`) and whether (`pin`) the
+    part's states are held."""
+
+    name: str | None = None
+    ttl: float | None = None
+    pin: bool = False
+
+
+class Part(NamedTuple):
+    """A part of a conversation: how it may be written in the prompt, the likeliest first."""
+
+    texts: tuple[str, ...]
+    mark: Mark | None
+
+
+class Span(NamedTuple):
+    """A marked part's half-open range of characters of the prompt."""
+
+    start: int
+    end: int
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class MarkedParts:
+    """A chat request's parts, in order. The messages before the `first_turn` are system messages.
+
+    `problem` says what of the marks cannot be had, if anything.
+    """
+
+    messages: tuple[Part, ...]
+    first_turn: int
+    documents: tuple[Part, ...] = ()
+    tools: tuple[Part, ...] = ()
+    problem: str | None = None
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether anything is marked."""
+        return any(part.mark for part in (*self.messages, *self.documents, *self.tools))
+
+    def find(self, prompt: str) -> tuple[list[Span], int]:
+        """The marked parts in a prompt, in order and apart from each other, and where the first turn begins:
+        0 where that is not known."""
+        misses = 0
+        found: list[Span] = []
+        lead = 0
+        for index, span, mark in _search(prompt, self.messages):
+            misses += span is None
+            if span is None:
+                if misses > _MAX_MISSES:
+                    break
+                continue
+            if index >= self.first_turn and not lead:
+                lead = span[0]
+            if mark is not None:
+                found.append(Span(*span, mark))
+        for parts in (self.documents, self.tools):
+            for _, span, mark in _search(prompt, parts):
+                if span is not None and mark is not None:
+                    found.append(Span(*span, mark))
+                misses += span is None
+                if misses > _MAX_MISSES:
+                    break
+        return _apart(found), lead
+
+
+def read_marks(
+    messages: Sequence[Any],
+    *,
+    documents: Sequence[Any] | None = None,
+    tools: Sequence[Any] | None = None,
+    auto: Sequence[str] = (),
+) -> MarkedParts:
+    """The parts of a request, and what is marked of them, by the client or `auto`matically.
+
+    Raises:
+        RefusedError: a mark says what none can say.
+    """
+    parts: list[Part] = []
+    first_turn = 0
+    problem = None
+    for message in messages:
+        if not isinstance(message, Mapping):
+            continue
+        is_auto = message.get("role") == "tool" and "tool_messages" in auto
+        mark = _mark_of(message) or (Mark() if is_auto else None)
+        content = message.get("content")
+        for part in [content] if isinstance(content, str) else content or ():
+            text, own = (part, None) if isinstance(part, str) else (part.get("text"), _mark_of(part))
+            if isinstance(text, str):
+                parts.append(_part(text, own or mark))
+            elif own is not None:
+                problem = f"a part of type {part.get('type')!r} cannot be marked, only text"
+        if message.get("role") in ("system", "developer") and first_turn == len(parts) - 1:
+            first_turn = len(parts)
+    return MarkedParts(
+        tuple(parts),
+        first_turn,
+        tuple(chain(*[_document(d) for d in documents or ()])) if "documents" in auto else (),
+        tuple([_tool(tool, is_auto="tools" in auto) for tool in tools or ()]),
+        problem,
+    )
+
+
+def _mark_of(part: Mapping[str, Any]) -> Mark | None:
+    """A part's mark. An own `prompt_cache` says more than a `cache_control`."""
+    own, control = part.get(PROMPT_CACHE), part.get(CACHE_CONTROL)
+    if own is None and control is None:
+        return None
+    if own is None:
+        if not isinstance(control, Mapping):
+            raise _wrong(CACHE_CONTROL, "must be an object")
+        return Mark(ttl=_seconds(CACHE_CONTROL, control.get("ttl")))
+    if not isinstance(own, Mapping):
+        raise _wrong(PROMPT_CACHE, "must be an object")
+    for option in own:
+        if option not in _OPTIONS:
+            raise _wrong(PROMPT_CACHE, unknown("option", str(option), _OPTIONS))
+    name, pin = own.get("name"), own.get("pin", False)
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= _MAX_NAME):
+        raise _wrong(PROMPT_CACHE, f"'name' must be a text of at most {_MAX_NAME} characters")
+    if not isinstance(pin, bool):
+        raise _wrong(PROMPT_CACHE, "'pin' must be true or false")
+    return Mark(name, _seconds(PROMPT_CACHE, own.get("ttl")), pin)
+
+
+def _seconds(field: str, ttl: Any) -> float | None:
+    """A time as seconds, or as text with a unit: `90s`, `5m`, `1h`, `7d`."""
+    if ttl is None:
+        return None
+    if isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl < 1e9:
+        return float(ttl)
+    match = _TTL.fullmatch(ttl) if isinstance(ttl, str) else None
+    if match is None:
+        raise _wrong(field, "'ttl' must be seconds, or a time such as '90s', '5m', '1h', '7d'")
+    return float(match["number"]) * _SECONDS[match["unit"]]
+
+
+def _wrong(field: str, what: str) -> RefusedError:
+    return RefusedError(f"{field} of a part: {what}", field="messages")
+
+
+def _part(text: str, mark: Mark | None) -> Part:
+    return Part(tuple(dict.fromkeys((text, text.strip()))), mark)
+
+
+def _document(document: Any) -> Iterator[Part]:
+    """The texts of a document. Templates write them as they are, or as JSON."""
+    for text in document.values() if isinstance(document, Mapping) else ():
+        if isinstance(text, str):
+            plain = (text, text.strip())
+            escaped = (json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
+            yield Part(tuple(dict.fromkeys((*plain, *escaped))), Mark())
+
+
+def _tool(tool: Any, *, is_auto: bool) -> Part:
+    """A tool, as templates write one: all of it or its function, as JSON on one line or several."""
+    if not isinstance(tool, Mapping):
+        return Part((), None)
+    mark = _mark_of(tool) or (Mark() if is_auto else None)
+    if mark is None:
+        return Part((), None)
+    forms = [form for form in (tool, tool.get("function")) if isinstance(form, Mapping)]
+    texts = [
+        json.dumps(form, ensure_ascii=ascii, indent=indent)
+        for form in forms
+        for indent in (None, 4, 2)
+        for ascii in (False, True)
+    ]
+    return Part(tuple(dict.fromkeys(texts)), mark)
+
+
+def _search(prompt: str, parts: Iterable[Part]) -> Iterator[tuple[int, tuple[int, int] | None, Mark | None]]:
+    """Each part's index, range in the prompt (None where it is not found) and mark; no empty ones."""
+    cursor = 0
+    for index, part in enumerate(parts):
+        if not any(part.texts):
+            continue
+        span = None
+        for text in part.texts:
+            start = prompt.find(text, cursor) if text else -1
+            if start >= 0:
+                span = start, start + len(text)
+                cursor = span[1]
+                break
+        yield index, span, part.mark
+
+
+def _apart(spans: Iterable[Span]) -> list[Span]:
+    """The spans in order, without those that begin inside another."""
+    apart: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if not apart or span.start >= apart[-1].end:
+            apart.append(span)
+    return apart
