@@ -22,6 +22,7 @@ class PromptCacheConfig:
         pin_fraction: at most this part of the KV blocks may be pinned; 0 to 1.
         max_document_bytes: a larger PML document is refused.
         max_schemas: how many schemas may be registered at once.
+        max_pool_members: how many members of pools may be registered at once.
         min_free_tokens: positions that a schema leaves free for new text, at least.
         allow_request_schemas: whether requests may bring schemas of their own.
         allow_management: whether clients may register, remove, pin, unpin and warm schemas over the API;
@@ -36,6 +37,7 @@ class PromptCacheConfig:
     pin_fraction: float = 0.5
     max_document_bytes: int = 4 * 1024 * 1024
     max_schemas: int = 1000
+    max_pool_members: int = 20_000
     min_free_tokens: int = 16
     allow_request_schemas: bool = True
     allow_management: bool | None = None
@@ -50,7 +52,13 @@ class PromptCacheConfig:
         fraction = self.pin_fraction
         if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
             raise ValueError(f"prompt cache config: pin_fraction is {fraction!r}, not a number in 0..1")
-        for name in ("max_document_bytes", "max_schemas", "min_free_tokens", "min_mark_tokens"):
+        for name in (
+            "max_document_bytes",
+            "max_schemas",
+            "max_pool_members",
+            "min_free_tokens",
+            "min_mark_tokens",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from vllm.renderers.params import ChatParams
 
 from vllm_promptcache.config import CONFIG_KEY, PromptCacheConfig
 from vllm_promptcache.contract.explain import plan_to_json
-from vllm_promptcache.contract.repair import FULL, Repair
+from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.composer import ComposedPrompt
 from vllm_promptcache.frontend.conversation import read_turns
@@ -24,11 +25,12 @@ from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.loading import wait_until_encoded
-from vllm_promptcache.frontend.marked import text_of
-from vllm_promptcache.frontend.marks import read_marks
+from vllm_promptcache.frontend.marked import MarkingRenderer
+from vllm_promptcache.frontend.marks import seconds_of
+from vllm_promptcache.frontend.members import NewMember, described
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.reports import RESPONSE_FIELD, take_report
-from vllm_promptcache.frontend.service import PromptCacheService, open_service
+from vllm_promptcache.frontend.service import open_service
 from vllm_promptcache.frontend.tokenizer import open_encoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.nodes import SchemaNode
@@ -86,6 +88,41 @@ class LLM(vllm.LLM):
         registry = self._prompt_cache.registry
         entries = [registry.entries[name] for name in sorted(registry.entries)]
         return [details(entry, run_sync(registry.status(entry))) for entry in entries]
+
+    # -- members of pools ------------------------------------------------------------------------
+
+    def add_pool_modules(
+        self,
+        schema: str,
+        pool: str,
+        modules: Mapping[str, str],
+        *,
+        pin: bool = False,
+        ttl: float | str | None = None,
+        encode: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Register texts by name as members of a schema's pool; returns what became of each.
+
+        With ``pin`` their states are held, for ``ttl`` after their last use if that is given; with ``encode``
+        they are encoded before they are needed. Raises RefusedError where there is no such pool.
+        """
+        pools, seconds = self._prompt_cache.pools, seconds_of("ttl", ttl)
+        members = [NewMember(name, text, seconds, pin) for name, text in modules.items()]
+        puts = run_sync(pools.put(schema, pool, members))
+        if encode:
+            run_sync(pools.encode(schema, pool, [put.name for put in puts if put.error is None]))
+        return [asdict(put) for put in puts]
+
+    def remove_pool_module(self, schema: str, pool: str, name: str) -> None:
+        """Unregister a member of a pool. Raises RefusedError where there is none of that name."""
+        run_sync(self._prompt_cache.pools.remove(schema, pool, name))
+
+    def pool_modules(self, schema: str, pool: str) -> list[dict[str, Any]]:
+        """The registered members of a pool, in the order in which they were registered."""
+        entry, layout = self._prompt_cache.pools.pool(schema, pool)
+        members = list(entry.members.of(layout.path).values())
+        status = run_sync(self._prompt_cache.registry.status_of([m.unit.placement for m in members]))
+        return [described(member, status.__getitem__) for member in members]
 
     # -- prompts ---------------------------------------------------------------------------------
 
@@ -160,9 +197,8 @@ class LLM(vllm.LLM):
 
         What was reused of a conversation, or why nothing was, is in its output's ``prompt_cache``.
         """
-        self._marking = MarkingRenderer(
-            self.renderer, self._prompt_cache, PromptOptions.from_request(prompt_cache)
-        )
+        service, options = self._prompt_cache, PromptOptions.from_request(prompt_cache)
+        self._marking = MarkingRenderer(self.renderer, service.marks, service.config.auto, options)
         outputs: list[RequestOutput] = super().chat(*args, **kwargs)
         for output, said in zip(outputs, self._marking.said, strict=True):
             report = take_report(output)
@@ -262,55 +298,6 @@ class LLM(vllm.LLM):
         for output in outputs:
             setattr(output, RESPONSE_FIELD, take_report(output))
         return outputs
-
-
-class MarkingRenderer:
-    """Stands in for vLLM's renderer while a script's chats are rendered: those with marks are composed.
-
-    ``said`` is what became of the marks of each conversation, in order.
-    """
-
-    def __init__(self, renderer: Any, service: PromptCacheService, options: PromptOptions) -> None:
-        self._renderer = renderer
-        self._service = service
-        self._options = options
-        self.said: list[dict[str, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._renderer, name)
-
-    def render_chat(
-        self, conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, **kwargs: Any
-    ) -> tuple[list[Any], list[Any]]:
-        """As ``BaseRenderer.render_chat``."""
-        rendered = [self._render(messages, chat_params, tok_params, kwargs) for messages in conversations]
-        return [conversation for conversation, _ in rendered], [prompt for _, prompt in rendered]
-
-    def _render(
-        self, messages: list[Any], chat_params: Any, tok_params: Any, extras: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        said: dict[str, Any] = {}
-        self.said.append(said)
-        options = chat_params.chat_template_kwargs
-        parts = read_marks(
-            messages,
-            documents=options.get("documents"),
-            tools=options.get("tools"),
-            auto=self._service.config.auto,
-        )
-        if parts.problem:
-            said["marks_ignored"] = parts.problem
-        if parts.has_marks and self._options.repair != FULL:
-            conversation, prompt = self._renderer.render_messages(messages, chat_params)
-            try:
-                text = text_of(prompt, tok_params)
-                composed, used = run_sync(self._service.marks.compose(text, parts, self._options))
-                said["marks_used"] = used
-                return conversation, engine_input(composed, text=text)
-            except RefusedError as refusal:
-                said["marks_ignored"] = str(refusal)
-        (conversation,), (prompt,) = self._renderer.render_chat([messages], chat_params, tok_params, **extras)
-        return conversation, prompt
 
 
 class OfflineEngineLink:

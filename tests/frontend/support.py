@@ -22,6 +22,8 @@ from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import Composer
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.link import run_sync
+from vllm_promptcache.frontend.marked import MarkComposer
+from vllm_promptcache.frontend.pools import PoolRegistry
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.layout.encoder import TextEncoder
@@ -87,10 +89,20 @@ class FrontEnd:
             repair=self.config.repair,
         )
 
+        self.pools = PoolRegistry(self.registry, self.config.max_pool_members)
+        self.marks = MarkComposer(
+            self.link,
+            encoder,
+            Capacity.from_stats(run_sync(self.registry.stats())),
+            MAX_MODEL_LEN,
+            self.config.min_mark_tokens,
+            self.config.repair,
+        )
+
     @property
     def service(self) -> PromptCacheService:
         """What HTTP is served with."""
-        return PromptCacheService(self.config, self.registry, self.composer)
+        return PromptCacheService(self.config, self.registry, self.composer, self.marks, self.pools)
 
     def register(self, *documents: str, pin: bool = False) -> list[bool]:
         """Registers documents one by one; whether each was new."""

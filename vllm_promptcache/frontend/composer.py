@@ -103,7 +103,7 @@ class Composer:
         """
         tails = [self._token_ids(text) for text in texts]
         entry, prompt = await self._read(pml)
-        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        resolution = resolve_prompt(entry.layout, prompt, IssueList(), entry.members)
         plans = [build_resolved(entry.layout, resolution, [(ids, "prompt")]) for ids in tails]
         return [await self._compose(entry, plan, options, tenant) for plan in plans]
 
@@ -112,7 +112,7 @@ class Composer:
     ) -> ComposedPrompt:
         """The prompt and the turns of a chat as one conversation, and the template's generation prompt."""
         entry, prompt = await self._read(pml)
-        resolution = resolve_prompt(entry.layout, prompt, IssueList())
+        resolution = resolve_prompt(entry.layout, prompt, IssueList(), entry.members)
         try:
             plan = build_chat(entry.layout, resolution, turns)
         except ChatTemplateError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,8 @@ from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.errors import quote, unknown
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
+from vllm_promptcache.frontend.members import PoolMembers
+from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import ModuleLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 
@@ -22,7 +24,7 @@ class SchemaEntry:
 
     ``source`` says where it came from: a file, ``api`` or ``request``. ``is_defined`` is true while the
     engine knows the texts of its units; ``pinned`` holds those that are pinned.
-    ``num_requests`` counts the prompts over it.
+    ``num_requests`` counts the prompts over it. ``members`` are those of its pools that were registered.
     """
 
     layout: SchemaLayout
@@ -30,6 +32,7 @@ class SchemaEntry:
     is_defined: bool = False
     pinned: set[Placement] = field(default_factory=set)
     num_requests: int = 0
+    members: PoolMembers = field(default_factory=PoolMembers)
 
     @property
     def name(self) -> str:
@@ -47,8 +50,14 @@ class SchemaEntry:
         return bool(self.placements) and self.pinned.issuperset(self.placements)
 
     def defines(self, unit: Unit) -> bool:
-        """Whether a unit is one of the schema's own."""
-        return unit in self.layout.unit_places
+        """Whether a unit is one of the schema's own, or a registered member's."""
+        return unit in self.layout.unit_places or unit in self.members
+
+    def take_members(self, said: Mapping[str, list[Any]], encoder: TextEncoder) -> None:
+        """Have the registered members that are ``said`` of another front end's, and no others."""
+        self.members = self.members.as_said(said, self.layout, encoder)
+        for member in self.members:
+            member.is_pinned = member.unit.placement in self.pinned
 
     def texts(self) -> dict[str, Any]:
         """What the engine needs to encode its units."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vllm_promptcache.contract.repair import Repair
+from vllm_promptcache.contract.repair import FULL, Repair
+from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import SMALL_DOCUMENT, ComposedPrompt
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import EngineLink
-from vllm_promptcache.frontend.marks import MarkedParts, Span
+from vllm_promptcache.frontend.link import EngineLink, run_sync
+from vllm_promptcache.frontend.marks import MarkedParts, Span, read_marks
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.plan.marked import TokenRun, build_marked
@@ -66,7 +67,7 @@ class MarkComposer:
         if positions < 1:
             raise RefusedError("the prompt is longer than the model's context", field="messages")
         room = self._capacity.max_new_tokens(None, plan, ())
-        history = 0 if repair.full else plan.num_new_tokens
+        history = 0 if repair == FULL else plan.num_new_tokens
         return ComposedPrompt(plan, None, min(room, positions), history), len(marked)
 
     def _runs(self, prompt: str, marked: list[tuple[Span, list[int]]]) -> Iterator[TokenRun]:
@@ -96,3 +97,55 @@ def text_of(prompt: Any, tok_params: Any) -> str:
     if tok_params is not None and tok_params.add_special_tokens:
         raise RefusedError("add_special_tokens cannot be combined with marks")
     return text
+
+
+class MarkingRenderer:
+    """Stands in for vLLM's renderer while a script's chats are rendered: those with marks are composed.
+
+    ``said`` is what became of the marks of each conversation, in order.
+    """
+
+    def __init__(
+        self, renderer: Any, composer: MarkComposer, auto: Sequence[str], options: PromptOptions
+    ) -> None:
+        self._renderer = renderer
+        self._composer = composer
+        self._auto = auto
+        self._options = options
+        self.said: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renderer, name)
+
+    def render_chat(
+        self, conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, **kwargs: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """As ``BaseRenderer.render_chat``."""
+        rendered = [self._render(messages, chat_params, tok_params, kwargs) for messages in conversations]
+        return [conversation for conversation, _ in rendered], [prompt for _, prompt in rendered]
+
+    def _render(
+        self, messages: list[Any], chat_params: Any, tok_params: Any, extras: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        said: dict[str, Any] = {}
+        self.said.append(said)
+        options = chat_params.chat_template_kwargs
+        parts = read_marks(
+            messages,
+            documents=options.get("documents"),
+            tools=options.get("tools"),
+            auto=self._auto,
+        )
+        if parts.problem:
+            said["marks_ignored"] = parts.problem
+        if parts.has_marks and self._options.repair != FULL:
+            conversation, prompt = self._renderer.render_messages(messages, chat_params)
+            try:
+                text = text_of(prompt, tok_params)
+                composed, used = run_sync(self._composer.compose(text, parts, self._options))
+                said["marks_used"] = used
+                return conversation, engine_input(composed, text=text)
+            except RefusedError as refusal:
+                said["marks_ignored"] = str(refusal)
+        (conversation,), (prompt,) = self._renderer.render_chat([messages], chat_params, tok_params, **extras)
+        return conversation, prompt

@@ -118,7 +118,10 @@ def read_marks(
         mark = _mark_of(message) or (Mark() if is_auto else None)
         content = message.get("content")
         for part in [content] if isinstance(content, str) else content or ():
-            text, own = (part, None) if isinstance(part, str) else (part.get("text"), _mark_of(part))
+            if isinstance(part, str):
+                parts.append(_part(part, mark))
+                continue
+            own, text = _mark_of(part), part.get("text")
             if isinstance(text, str):
                 parts.append(_part(text, own or mark))
             elif own is not None:
@@ -142,7 +145,7 @@ def _mark_of(part: Mapping[str, Any]) -> Mark | None:
     if own is None:
         if not isinstance(control, Mapping):
             raise _wrong(CACHE_CONTROL, "must be an object")
-        return Mark(ttl=_seconds(CACHE_CONTROL, control.get("ttl")))
+        return Mark(ttl=seconds_of(CACHE_CONTROL, control.get("ttl")))
     if not isinstance(own, Mapping):
         raise _wrong(PROMPT_CACHE, "must be an object")
     for option in own:
@@ -153,10 +156,10 @@ def _mark_of(part: Mapping[str, Any]) -> Mark | None:
         raise _wrong(PROMPT_CACHE, f"'name' must be a text of at most {_MAX_NAME} characters")
     if not isinstance(pin, bool):
         raise _wrong(PROMPT_CACHE, "'pin' must be true or false")
-    return Mark(name, _seconds(PROMPT_CACHE, own.get("ttl")), pin)
+    return Mark(name, seconds_of(PROMPT_CACHE, own.get("ttl")), pin)
 
 
-def _seconds(field: str, ttl: Any) -> float | None:
+def seconds_of(field: str, ttl: Any) -> float | None:
     """A time as seconds, or as text with a unit: `90s`, `5m`, `1h`, `7d`."""
     if ttl is None:
         return None

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from vllm_promptcache.contract.unit import Placement
+from vllm_promptcache.blocks.wire import units_to_wire
+from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.frontend.catalog import Catalog
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
 from vllm_promptcache.frontend.link import EngineLink
+from vllm_promptcache.frontend.members import Member
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
 
@@ -86,11 +88,12 @@ class SchemaRegistry:
         self, layouts: Iterable[SchemaLayout], *, source: str, pin: bool = False
     ) -> Registered:
         """As `register`, for schemas that are laid out."""
-        async with self._changing():
+        async with self.changing():
             entries = [self._same_or_new(layout, source) for layout in layouts]
             new = [entry for entry in entries if not entry.is_defined]
             self._refuse_too_many(new)
             for entry in new:
+                await self._inherit(entry)
                 await self._define(entry)
             if pin:
                 await self._pin_all(entries, new)
@@ -101,7 +104,8 @@ class SchemaRegistry:
                 self.layouts[entry.name] = entry.layout
                 if old is not None:
                     await self._withdraw(old)
-            self._publish(entries)
+                await self._hold_members(entry)
+            self.publish(entries)
         return Registered(tuple(entries), bool(new))
 
     async def remove(self, name: str) -> None:
@@ -110,7 +114,7 @@ class SchemaRegistry:
         Raises:
             RefusedError: there is none of that name (404).
         """
-        async with self._changing():
+        async with self.changing():
             entry = self[name]
             del self.entries[name], self.layouts[name]
             await self._withdraw(entry)
@@ -123,21 +127,21 @@ class SchemaRegistry:
         Raises:
             RefusedError: a name is unknown (404), or pinning would pass the limit (507).
         """
-        async with self._changing():
+        async with self.changing():
             entry = self[name]
             placements = entry.placements_of(modules)
-            await self._pin(placements)
+            await self.hold(placements)
             entry.pinned.update(placements)
-            self._publish([entry])
+            self.publish([entry])
 
     async def unpin(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Let units be dropped again when their blocks are wanted. Raises RefusedError (404)."""
-        async with self._changing():
+        async with self.changing():
             entry = self[name]
             placements = entry.placements_of(modules)
             entry.pinned.difference_update(placements)
-            await self._unpin_unheld(placements)
-            self._publish([entry])
+            await self.release(placements)
+            self.publish([entry])
 
     async def warm(self, name: str, modules: Iterable[str] | None = None) -> None:
         """Encode units now, without pinning them: a few at once, so that requests have their turn between.
@@ -149,21 +153,34 @@ class SchemaRegistry:
         before: Sequence[Placement] = ()
         for units in _slices(placements, ENCODED_AT_ONCE):
             await self._wait_until_encoded(before)
-            answer = await self.link.call("warm", {"units": units})
-            if refused := answer["refused"]:
-                raise RefusedError(f"these modules cannot be encoded: {refused}", INSUFFICIENT_STORAGE)
+            await self._start_encoding(units)
             before = units
+
+    async def encode(self, placements: Sequence[Placement]) -> None:
+        """Encode units without pinning them, and wait until they are.
+
+        Raises:
+            RefusedError: the KV cache is too small to encode them (507).
+        """
+        await self._start_encoding(placements)
+        await self._wait_until_encoded(placements)
+
+    @property
+    def num_members(self) -> int:
+        """The registered members of all pools."""
+        return sum(len(entry.members) for entry in self.entries.values())
 
     async def status(self, entry: SchemaEntry) -> dict[Placement, Mapping[str, Any]]:
         """Residency, blocks and users of a schema's units."""
-        return await self._status(entry.placements)
+        return await self.status_of(entry.placements)
 
     async def stats(self) -> dict[str, Any]:
         """The engine's counts, and the registry's."""
         stats = await self.link.call("stats", {})
         return {**stats, "schemas": len(self.entries)}
 
-    async def _status(self, placements: Sequence[Placement]) -> dict[Placement, Mapping[str, Any]]:
+    async def status_of(self, placements: Sequence[Placement]) -> dict[Placement, Mapping[str, Any]]:
+        """Residency, blocks and users of units."""
         found: dict[Placement, Mapping[str, Any]] = {}
         for units in _slices(placements, TOLD_AT_ONCE):
             answer = await self.link.call("status", {"units": units})
@@ -171,14 +188,19 @@ class SchemaRegistry:
         return found
 
     async def _wait_until_encoded(self, placements: Sequence[Placement]) -> None:
-        while any(unit["residency"] == "encoding" for unit in (await self._status(placements)).values()):
+        while any(unit["residency"] == "encoding" for unit in (await self.status_of(placements)).values()):
             await self.link.pause()
+
+    async def _start_encoding(self, placements: Sequence[Placement]) -> None:
+        answer = await self.link.call("warm", {"units": list(placements)})
+        if refused := answer["refused"]:
+            raise RefusedError(f"these modules cannot be encoded: {refused}", INSUFFICIENT_STORAGE)
 
     # -- several front ends ----------------------------------------------------------------------
 
     async def open(self) -> None:
         """Take over what is registered already, and tell engines of it that do not know."""
-        async with self._changing():
+        async with self.changing():
             pass
 
     async def catch_up(self) -> None:
@@ -188,7 +210,7 @@ class SchemaRegistry:
                 await self._take_over(self._catalog)
 
     @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
+    async def changing(self) -> AsyncIterator[None]:
         """The right to change what is registered, here and in the catalog."""
         async with self._change:
             if self._catalog is None:
@@ -215,6 +237,7 @@ class SchemaRegistry:
                 entry = self.entries[name] = SchemaEntry(layout, said["source"], is_defined=True)
                 self.layouts[name] = layout
             entry.pinned = {Placement(*placement) for placement in said["pinned"]}
+            await self.link.run(partial(entry.take_members, said["members"], self.builder.encoder))
 
     async def _tell_engines(self) -> None:
         """Tell engines that have just started what was registered before."""
@@ -223,7 +246,8 @@ class SchemaRegistry:
             if entry.pinned:
                 await self.link.call("pin", {"units": list(entry.pinned)})
 
-    def _publish(self, entries: Iterable[SchemaEntry]) -> None:
+    def publish(self, entries: Iterable[SchemaEntry]) -> None:
+        """Tell other front ends of schemas as they are now."""
         if self._catalog is not None:
             said = {
                 entry.name: {
@@ -231,6 +255,7 @@ class SchemaRegistry:
                     "source": entry.source,
                     "pinned": list(entry.pinned),
                     "schema": to_plain(entry.layout.node),
+                    "members": entry.members.to_plain(),
                 }
                 for entry in entries
             }
@@ -255,11 +280,51 @@ class SchemaRegistry:
         texts = await self.link.run(entry.texts)
         for digests in _slices(list(texts), TOLD_AT_ONCE):
             await self.link.call("define", {"texts": {digest: texts[digest] for digest in digests}})
+        await self.define_members(entry.members)
+
+    async def define_members(self, members: Iterable[Member]) -> None:
+        """Tell the engine of members' units, which it has until each is forgotten."""
+        left = [member.unit for member in members]
+        while left:
+            # The same text under several names is held by each.
+            units: dict[str, Unit] = {}
+            again = []
+            for unit in left:
+                if units.setdefault(unit.digest, unit) is not unit or len(units) > TOLD_AT_ONCE:
+                    again.append(unit)
+            told = dict(list(units.items())[:TOLD_AT_ONCE])
+            texts = await self.link.run(partial(units_to_wire, told.values()))
+            await self.link.call("define", {"texts": {digest: texts[digest] for digest in told}})
+            left = again
+
+    async def forget_members(self, members: Iterable[Member]) -> None:
+        """Have the engine forget members' units."""
+        for member in members:
+            await self.link.call("forget", {"units": [member.unit.placement]})
+
+    async def _inherit(self, entry: SchemaEntry) -> None:
+        """Give a new version of a schema the members of the old one's pools."""
+        old = self.entries.get(entry.name)
+        if old is not None and len(old.members):
+            move = partial(old.members.in_layout, entry.layout, self.builder.encoder)
+            entry.members = await self.link.run(move)
+
+    async def _hold_members(self, entry: SchemaEntry) -> None:
+        """Pin members that were pinned in the version before, as far as there is room."""
+        for member in entry.members:
+            if member.said.pin and not member.is_pinned:
+                try:
+                    await self.hold([member.unit.placement])
+                except RefusedError:
+                    return
+                member.is_pinned = True
+                entry.pinned.add(member.unit.placement)
 
     async def _forget(self, entry: SchemaEntry) -> None:
         once = list({placement.digest: placement for placement in entry.placements}.values())
         for units in _slices(once, TOLD_AT_ONCE):
             await self.link.call("forget", {"units": units})
+        await self.forget_members(entry.members)
 
     async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
         """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
@@ -268,7 +333,7 @@ class SchemaRegistry:
         if freed:
             await self.link.call("unpin", {"units": freed})
         try:
-            await self._pin([placement for entry in entries for placement in entry.placements])
+            await self.hold([placement for entry in entries for placement in entry.placements])
         except RefusedError:
             if freed:
                 await self.link.call("pin", {"units": freed})
@@ -278,11 +343,12 @@ class SchemaRegistry:
         for entry in entries:
             entry.pinned.update(entry.placements)
 
-    async def _pin(self, placements: list[Placement]) -> None:
+    async def hold(self, placements: list[Placement]) -> None:
+        """Pin units in the engine: all or none. Raises RefusedError (507)."""
         answer = await self.link.call("pin", {"units": placements})
         if not answer["pinned"]:
             if "engines" in answer:  # some of which may have pinned them
-                await self._unpin_unheld(placements)
+                await self.release(placements)
             what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
             held, limit = answer["blocks_pinned"], answer["blocks_pin_limit"]
             raise RefusedError(f"{what}: {held} of {limit} blocks are pinned", INSUFFICIENT_STORAGE)
@@ -290,10 +356,10 @@ class SchemaRegistry:
     async def _withdraw(self, entry: SchemaEntry) -> None:
         entry.is_defined = False
         held, entry.pinned = entry.pinned, set()
-        await self._unpin_unheld(held)
+        await self.release(held)
         await self._forget(entry)
 
-    async def _unpin_unheld(self, placements: Iterable[Placement]) -> None:
+    async def release(self, placements: Iterable[Placement]) -> None:
         """Unpin units, but for those that another schema has pinned."""
         free = self._not_held(placements)
         if free:

@@ -13,6 +13,7 @@ from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.link import EngineLink
 from vllm_promptcache.frontend.loading import load_and_pin
 from vllm_promptcache.frontend.marked import MarkComposer
+from vllm_promptcache.frontend.pools import PoolRegistry
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.pml.nodes import SchemaNode
@@ -26,6 +27,7 @@ class PromptCacheService:
     registry: SchemaRegistry
     composer: Composer
     marks: MarkComposer
+    pools: PoolRegistry
 
 
 async def open_service(
@@ -50,4 +52,6 @@ async def open_service(
     await registry.open()
     await load_and_pin(registry, schemas)
     marks = MarkComposer(link, encoder, capacity, max_model_len, config.min_mark_tokens, config.repair)
-    return PromptCacheService(config, registry, composer, marks)
+    return PromptCacheService(
+        config, registry, composer, marks, PoolRegistry(registry, config.max_pool_members)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 from vllm_promptcache.errors import IssueList, quote, unknown
 from vllm_promptcache.layout.parts import MessageSpan, ModuleLayout, PoolLayout, UnionLayout
@@ -21,9 +22,15 @@ from vllm_promptcache.pml.nodes import (
 from vllm_promptcache.pml.prompt_parser import NOT_IN_A_POOL
 from vllm_promptcache.pml.space import is_white
 
-# Members of pools that are in no schema's text, by the pools' paths and their names.
-Members = Mapping[str, Mapping[str, ModuleLayout]]
 _NO_MEMBERS: Mapping[str, ModuleLayout] = {}
+
+
+class Members(Protocol):
+    """Members of pools that are in no schema's text, by the pools' paths and their names."""
+
+    def get(self, pool: str, default: Mapping[str, ModuleLayout], /) -> Mapping[str, ModuleLayout]:
+        """The members of a pool."""
+        ...
 
 
 # None is frozen: ends and neighbours become known later, and this runs for every request.
@@ -96,7 +103,7 @@ def resolve_prompt(
     name, module included twice, second member of a union, and missing required argument. Changes nothing
     else.
     """
-    return _Resolver(layout.root, issues, members or {}).resolve(prompt)
+    return _Resolver(layout.root, issues, {} if members is None else members).resolve(prompt)
 
 
 def find_way(module: ModuleLayout, name: str) -> tuple[list[ModuleLayout], str | None]:

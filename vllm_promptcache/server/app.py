@@ -20,7 +20,8 @@ from vllm_promptcache.server.chat import PromptCacheServingChat
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
 from vllm_promptcache.server.ending import answer_without_engine, end_with_engine
 from vllm_promptcache.server.link import AsyncEngineLink
-from vllm_promptcache.server.routes import STATE, attach_routes
+from vllm_promptcache.server.routes import attach_routes
+from vllm_promptcache.server.services import STATE
 
 COMPLETIONS = "/v1/completions"
 

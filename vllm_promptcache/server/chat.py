@@ -42,6 +42,7 @@ class PromptCacheServingChat(OpenAIServingChat):
 
     async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
         """As vLLM's: the conversation and the engine's input, or an error."""
+        note(request)
         try:
             if pml_of(request, needs_pml=False) is None:
                 return await self._render_plain(request)

@@ -19,7 +19,7 @@ from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.requests import options_of, refuse_combinations
 
 # Where a request carries what became of its marks.
-_NOTE = "_prompt_cache_marks"
+_NOTE = "prompt_cache_marks"
 
 
 def marks_of(request: Any, config: PromptCacheConfig) -> MarkedParts | None:
@@ -49,7 +49,7 @@ def note_of(request: Any) -> dict[str, Any]:
 
 
 def note(request: Any, **said: Any) -> None:
-    """Remember what became of a request's marks."""
+    """Remember what became of a request's marks; whatever its client may have said of it is gone."""
     setattr(request, _NOTE, said)
 
 

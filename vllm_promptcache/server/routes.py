@@ -13,8 +13,9 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.entry import SchemaEntry
-from vllm_promptcache.frontend.errors import FORBIDDEN, NOT_FOUND, RefusedError
+from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
 from vllm_promptcache.frontend.service import PromptCacheService
+from vllm_promptcache.server import pools
 from vllm_promptcache.server.answers import answer_modules, answer_plans
 from vllm_promptcache.server.bodies import (
     MAX_NAMES_BYTES,
@@ -29,14 +30,14 @@ from vllm_promptcache.server.bodies import (
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
 from vllm_promptcache.server.connection import while_connected
 from vllm_promptcache.server.errors import json_error, wrong_body
-
-STATE = "prompt_cache"
+from vllm_promptcache.server.services import managed, service_of
 
 router = APIRouter(prefix="/v1/prompt_cache", tags=["prompt cache"])
 
 
 def attach_routes(app: FastAPI) -> None:
     """Add the routes, and answers to what they refuse."""
+    app.include_router(pools.router)
     app.include_router(router)
     for error in (PMLError, RefusedError):
         app.add_exception_handler(error, _answer_refusal)
@@ -45,21 +46,6 @@ def attach_routes(app: FastAPI) -> None:
 async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, (PMLError, RefusedError))
     return json_error(error)
-
-
-async def _service(request: Request) -> PromptCacheService:
-    """The service, knowing what other front ends have changed."""
-    service: PromptCacheService = getattr(request.app.state, STATE)
-    await service.registry.catch_up()
-    return service
-
-
-async def _managed(request: Request) -> PromptCacheService:
-    """The service, where clients may manage schemas. Raises RefusedError (403)."""
-    service = await _service(request)
-    if not service.config.allow_management:
-        raise RefusedError("this server's schemas are not managed over the API", FORBIDDEN)
-    return service
 
 
 async def _answer(service: PromptCacheService, *entries: SchemaEntry, status_code: int = 200) -> Response:
@@ -81,7 +67,7 @@ async def register(request: Request, pin: bool = False) -> Response:
     The body is PML, or JSON with ``pml`` or a schema in the JSON form, and ``pin``. One schema is answered as
     itself, several as a list.
     """
-    service = await _managed(request)
+    service = await managed(request)
     max_bytes = service.config.max_document_bytes
     document: str | bytes | dict[str, Any]
     if is_json(request):
@@ -99,28 +85,28 @@ async def register(request: Request, pin: bool = False) -> Response:
 @router.get("/schemas")
 async def list_schemas(request: Request) -> dict[str, Any]:
     """All schemas in short, by name."""
-    entries = (await _service(request)).registry.entries
+    entries = (await service_of(request)).registry.entries
     return {"object": "list", "data": [summary(entries[name]) for name in sorted(entries)]}
 
 
 @router.get("/schemas/{name}")
 async def get_schema(request: Request, name: str) -> Response:
     """One schema with its modules, their spans and residency."""
-    service = await _service(request)
+    service = await service_of(request)
     return await _answer(service, service.registry[name])
 
 
 @router.delete("/schemas/{name}")
 async def delete_schema(request: Request, name: str) -> dict[str, Any]:
     """Unregister a schema; its blocks are freed when the last request using them ends."""
-    await (await _managed(request)).registry.remove(name)
+    await (await managed(request)).registry.remove(name)
     return {"object": "prompt_cache.schema", "name": name, "deleted": True}
 
 
 @router.post("/schemas/{name}/{operation}")
 async def change_residency(request: Request, name: str, operation: str) -> Response:
     """``pin``, ``unpin`` or ``warm`` a schema, or the modules named in the body."""
-    service = await _managed(request)
+    service = await managed(request)
     registry = service.registry
     operations = {"pin": registry.pin, "unpin": registry.unpin, "warm": registry.warm}
     if operation not in operations:
@@ -135,7 +121,7 @@ async def change_residency(request: Request, name: str, operation: str) -> Respo
 @router.post("/explain")
 async def explain(request: Request) -> Response:
     """The plan of exactly what a chat or completions request would run; a list for several prompts."""
-    service, state = await _service(request), request.app.state
+    service, state = await service_of(request), request.app.state
     link = service.registry.link
     body = await read_object(request, json_bytes(service.config.max_document_bytes), link)
     prompts = await _explained(state, body)
@@ -157,4 +143,4 @@ async def _explained(state: Any, body: dict[str, Any]) -> Any:
 @router.get("/stats")
 async def stats(request: Request) -> dict[str, Any]:
     """Units and blocks by use, limits, and the number of schemas."""
-    return await (await _service(request)).registry.stats()
+    return await (await service_of(request)).registry.stats()
