@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,7 @@ TEMPLATES = {
     "headers": HEADERS,
     "inst": INST,
     "no-system": NO_SYSTEM,
+    **{path.stem: path.read_text() for path in (Path(__file__).parents[1] / "templates").glob("*.jinja")},
 }
 
 
@@ -154,7 +156,7 @@ def test_tokens_are_the_plain_prompt_s(name: str) -> None:
     tokenizer = byte_tokenizer(bos="<s>", chat_template=TEMPLATES[name])
     encoder = TextEncoder(tokenizer)
     messages = [
-        *([] if name == "no-system" else [{"role": "system", "content": "Be brief."}]),
+        *([] if name in ("no-system", "gemma") else [{"role": "system", "content": "Be brief."}]),
         {"role": "user", "content": [part(FIRST, **EPHEMERAL), part(SECOND, **EPHEMERAL), part("When?")]},
         {"role": "assistant", "content": "At nine."},
         {"role": "user", "content": [part("And now: "), part(FIRST, **EPHEMERAL)]},

@@ -152,7 +152,8 @@ def test_pages_and_encoding_ahead(desk: FrontEnd) -> None:
 
 def test_members_in_requests_own_schemas_and_brought_ones_travel(desk: FrontEnd) -> None:
     put(desk, NewMember("a", A))
-    pml = f'<prompt schema="desk"><passages><use module="a"/><module name="tmp">{B}</module></passages>?</prompt>'
+    tmp = f'<module name="tmp">{B}</module>'
+    pml = f'<prompt schema="desk"><passages><use module="a"/>{tmp}</passages>?</prompt>'
     (prompt,) = run_sync(desk.composer.compose_texts(pml, PromptOptions(), [""]))
     brought = prompt.plan.units[-1]
     assert set(prompt.to_wire()["texts"]) == {brought.digest, *(unit.digest for unit in brought.context)}

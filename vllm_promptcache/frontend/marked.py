@@ -67,8 +67,7 @@ class MarkComposer:
         if positions < 1:
             raise RefusedError("the prompt is longer than the model's context", field="messages")
         room = self._capacity.max_new_tokens(None, plan, ())
-        history = 0 if repair == FULL else plan.num_new_tokens
-        return ComposedPrompt(plan, None, min(room, positions), history), len(marked)
+        return ComposedPrompt(plan, None, min(room, positions)), len(marked)
 
     def _runs(self, prompt: str, marked: list[tuple[Span, list[int]]]) -> Iterator[TokenRun]:
         """The marked parts and the text around them, in order."""
