@@ -67,7 +67,7 @@ def test_what_the_engine_knows_ends_with_the_last_name(desk: FrontEnd) -> None:
     put(desk, NewMember("a", A, pin=True))
     run_sync(desk.registry.remove("desk"))
     assert desk.link.catalog._holders == {}
-    assert not any(unit.pinned for unit in desk.link.store.units.values())
+    assert not any(unit.pinned for unit in desk.link.store.known.by_key.values())
 
 
 def test_each_member_is_refused_for_itself(desk: FrontEnd) -> None:
@@ -119,7 +119,7 @@ def test_pins_are_bounded_and_end() -> None:
     run_sync(front_end.pools.drop_expired())
     assert not member.is_pinned
     assert front_end.registry["desk"].pinned == set()
-    assert not any(unit.pinned for unit in front_end.link.store.units.values())
+    assert not any(unit.pinned for unit in front_end.link.store.known.by_key.values())
 
 
 def test_a_new_version_of_the_schema_keeps_members(desk: FrontEnd) -> None:
@@ -128,7 +128,9 @@ def test_a_new_version_of_the_schema_keeps_members(desk: FrontEnd) -> None:
     assert reused(desk, "b", "a") == ["desk/passages/b", "desk/passages/a"]
     member = desk.pools.member("desk", "passages", "a")
     assert member.is_pinned
-    assert {key.digest for key, unit in desk.link.store.units.items() if unit.pinned} >= {member.unit.digest}
+    assert {key.digest for key, unit in desk.link.store.known.by_key.items() if unit.pinned} >= {
+        member.unit.digest
+    }
     desk.register(DESK.replace('length="200"', 'length="40"'))
     assert [m.said.name for m in desk.registry["desk"].members] == ["b"]
 

@@ -73,26 +73,19 @@ class MarkedParts:
     def find(self, prompt: str) -> tuple[list[Span], int]:
         """The marked parts in a prompt, in order and apart from each other, and where the first turn begins:
         0 where that is not known."""
-        misses = 0
-        found: list[Span] = []
-        lead = 0
-        for index, span, mark in _search(prompt, self.messages):
-            misses += span is None
-            if span is None:
-                if misses > _MAX_MISSES:
-                    break
-                continue
-            if index >= self.first_turn and not lead:
-                lead = span[0]
-            if mark is not None:
-                found.append(Span(*span, mark))
-        for parts in (self.documents, self.tools):
-            for _, span, mark in _search(prompt, parts):
-                if span is not None and mark is not None:
-                    found.append(Span(*span, mark))
-                misses += span is None
-                if misses > _MAX_MISSES:
-                    break
+        system, turns = self.messages[: self.first_turn], self.messages[self.first_turn :]
+        in_system = _search(prompt, system)
+        end = max([span[1] for span in in_system if span], default=0)
+        in_turns = _search(prompt, turns, end)
+        if None in in_turns and end:
+            # Some templates write the system message into a later turn.
+            in_turns = max(in_turns, _search(prompt, turns), key=lambda spans: len(spans) - spans.count(None))
+        lead = next((span[0] for span in in_turns if span), 0)
+        parts = (*system, *turns, *self.documents, *self.tools)
+        spans = (*in_system, *in_turns, *_search(prompt, self.documents), *_search(prompt, self.tools))
+        found = [
+            Span(*span, part.mark) for part, span in zip(parts, spans, strict=True) if span and part.mark
+        ]
         return _apart(found), lead
 
 
@@ -205,20 +198,21 @@ def _tool(tool: Any, *, is_auto: bool) -> Part:
     return Part(tuple(dict.fromkeys(texts)), mark)
 
 
-def _search(prompt: str, parts: Iterable[Part]) -> Iterator[tuple[int, tuple[int, int] | None, Mark | None]]:
-    """Each part's index, range in the prompt (None where it is not found) and mark; no empty ones."""
-    cursor = 0
-    for index, part in enumerate(parts):
-        if not any(part.texts):
-            continue
+def _search(prompt: str, parts: Sequence[Part], start: int = 0) -> list[tuple[int, int] | None]:
+    """The range of each part in a prompt, behind `start` and the one before; None where it is not found."""
+    spans: list[tuple[int, int] | None] = []
+    misses = 0
+    for part in parts:
         span = None
-        for text in part.texts:
-            start = prompt.find(text, cursor) if text else -1
-            if start >= 0:
-                span = start, start + len(text)
-                cursor = span[1]
+        for text in part.texts if misses < _MAX_MISSES else ():
+            at = prompt.find(text, start) if text else -1
+            if at >= 0:
+                span = at, at + len(text)
+                start = span[1]
                 break
-        yield index, span, part.mark
+        misses += span is None and any(part.texts)
+        spans.append(span)
+    return spans
 
 
 def _apart(spans: Iterable[Span]) -> list[Span]:
