@@ -67,6 +67,8 @@ class MarkComposer:
         if positions < 1:
             raise RefusedError("the prompt is longer than the model's context", field="messages")
         room = self._capacity.max_new_tokens(None, plan, ())
+        if not room:
+            raise RefusedError("the KV cache is too small for the marked parts together", field="messages")
         return ComposedPrompt(plan, None, min(room, positions)), len(marked)
 
     def _runs(self, prompt: str, marked: list[tuple[Span, list[int]]]) -> Iterator[TokenRun]:
