@@ -12,13 +12,15 @@ Explained = dict[str, Any]
 
 
 def repair(explained: Explained, name: str) -> Explained:
-    """The prompt with a repair (`none`, `full`, `link:5`, `tail`, `link:5+close`), as `explain` prints it."""
+    """The prompt with a repair (`none`, `full`, `link:5`, `auto`, `link:5+close`), as `explain` prints it."""
     new: set[tuple[int, int]] = set()
     for part in name.split("+"):
         if part == "full":
             new |= _all_tokens(explained)
         elif part in ("tail", "close"):
             new |= _tail_tokens(explained)
+        elif part == "auto":
+            new |= _auto_tokens(explained)
         elif part != "none":
             new |= _unless_all_is_seen(explained, _heads(explained, int(part.removeprefix("link:"))))
     units = {unit["id"]: unit for unit in explained["units"]}
@@ -66,6 +68,17 @@ def _all_tokens(explained: Explained) -> set[tuple[int, int]]:
     """Every reused token, as the index of its segment and its own in the unit."""
     reused = [(i, s) for i, s in enumerate(explained["segments"]) if "new" not in s]
     return {(index, token) for index, segment in reused for token in range(segment["start"], segment["end"])}
+
+
+def _auto_tokens(explained: Explained) -> set[tuple[int, int]]:
+    """Of those that `tail` names: the schema's own, and those with another unit's between."""
+    owners = [segment.get("unit") for segment in explained["segments"]]
+    return {
+        (index, token)
+        for index, token in _tail_tokens(explained)
+        if owners[index] == explained["schema"]
+        or set(owners[owners.index(owners[index]) : index]) - {owners[index], None}
+    }
 
 
 def _tail_tokens(explained: Explained) -> set[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.repair import AUTO, Repair
 
 CONFIG_KEY = "prompt_cache"
 # What of a plain chat request may be reused without a mark of the client's.
@@ -41,7 +41,7 @@ class PromptCacheConfig:
     min_free_tokens: int = 16
     allow_request_schemas: bool = True
     allow_management: bool | None = None
-    repair: Repair = NONE
+    repair: Repair = AUTO
     auto: tuple[str, ...] = ()
     min_mark_tokens: int = 64
 

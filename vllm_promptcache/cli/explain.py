@@ -11,7 +11,7 @@ from vllm_promptcache.cli.failure import Failure
 from vllm_promptcache.cli.model_files import add_model_arguments, load_model_files
 from vllm_promptcache.cli.picture import draw_plan
 from vllm_promptcache.contract.explain import plan_to_json
-from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.repair import AUTO, Repair
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.schema import find_layout
 from vllm_promptcache.plan.build import build_plan
@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         type=read_repair,
-        default=NONE,
+        default=AUTO,
         metavar="REPAIR",
-        help="what is computed anew: none (default), full, link:K, tail, close, link:K+tail, link:K+close",
+        help="what is computed anew: auto (default), none, full, link:K, tail, close, link:K+tail, ...",
     )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 MAX_LINK_TOKENS = 1024
 
 _ALLOWED = (
-    f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'tail', 'close', and 'link:K' with either of"
-    " them, as 'link:K+tail'"
+    f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'auto', 'tail', 'close', and 'link:K' with"
+    " any of them, as 'link:K+tail'"
 )
 # Steps that go together, as they are written: the name, and the number that one may have at most.
-_TOGETHER = {"link": MAX_LINK_TOKENS, "tail": None, "close": None}
+_TOGETHER = {"link": MAX_LINK_TOKENS, "auto": None, "tail": None, "close": None}
 _STEP = re.compile(r"(?P<name>[a-z]+)(?::(?P<number>[0-9]{1,9}))?")
 
 
@@ -39,8 +39,8 @@ class Repair:
 
     @classmethod
     def parse(cls, text: object) -> Repair:
-        """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``tail``, ``close``,
-        ``link:16+tail``.
+        """Read a repair as users write it: ``none``, ``full``, ``link:16``, ``auto``, ``tail``,
+        ``close``, ``link:16+tail``.
 
         Raises:
             ValueError: it is none of these; the message names what is allowed.
@@ -60,8 +60,9 @@ class Repair:
         for name, number in said.items():
             if number is not None and not 1 <= number <= (_TOGETHER[name] or 0):
                 raise ValueError(f"repair {text!r}: so many tokens are not allowed; allowed are {_ALLOWED}")
-        if "close" in said:
-            said.pop("tail", None)  # which it does as well
+        # Each does what those before it do as well.
+        for name in ("auto", "tail", "close")[: -1 if "close" in said else -2 if "tail" in said else 0]:
+            said.pop(name, None)
         return cls(tuple(Step(name, said[name]) for name in _TOGETHER if name in said))
 
     @property
@@ -74,5 +75,6 @@ class Repair:
 
 
 NONE = Repair()
+AUTO = Repair((Step("auto"),))
 TAIL = Repair((Step("tail"),))
 FULL = Repair((Step("full"),))

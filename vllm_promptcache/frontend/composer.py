@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.contract.repair import NONE, Repair
+from vllm_promptcache.contract.repair import AUTO, Repair
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
@@ -80,7 +80,7 @@ class Composer:
         capacity: Capacity,
         *,
         allow_request_schemas: bool = True,
-        repair: Repair = NONE,
+        repair: Repair = AUTO,
     ) -> None:
         self._registry = registry
         self._builder: LayoutBuilder = registry.builder

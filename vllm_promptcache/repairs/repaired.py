@@ -8,6 +8,7 @@ from dataclasses import replace
 from vllm_promptcache.contract.plan import CachedSegment, Plan, Segment
 from vllm_promptcache.contract.repair import FULL, NONE, Repair
 from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.repairs.auto import Auto
 from vllm_promptcache.repairs.close import Close
 from vllm_promptcache.repairs.full import Full
 from vllm_promptcache.repairs.link import Link
@@ -15,13 +16,23 @@ from vllm_promptcache.repairs.step import RepairStep
 from vllm_promptcache.repairs.tail import Tail
 
 # Of two steps that make as much of a segment new, the first names it.
-STEPS: dict[str, Callable[..., RepairStep]] = {"full": Full, "tail": Tail, "close": Close, "link": Link}
+STEPS: dict[str, Callable[..., RepairStep]] = {
+    "full": Full,
+    "tail": Tail,
+    "close": Close,
+    "auto": Auto,
+    "link": Link,
+}
 
 
-def steps_of(repair: Repair) -> dict[str, RepairStep]:
-    """A repair's steps by their names, in the order of `STEPS`."""
-    numbers = {step.name: () if step.number is None else (step.number,) for step in repair.steps}
-    return {name: make(*numbers[name]) for name, make in STEPS.items() if name in numbers}
+def steps_of(repair: Repair, schema: str) -> dict[str, RepairStep]:
+    """A repair's steps by their names, in the order of `STEPS`, for prompts over a schema of this name."""
+    given: dict[str, tuple[object, ...]] = {
+        step.name: () if step.number is None else (step.number,) for step in repair.steps
+    }
+    if "auto" in given:
+        given["auto"] = (schema,)
+    return {name: make(*given[name]) for name, make in STEPS.items() if name in given}
 
 
 def repaired(plan: Plan, repair: Repair) -> Plan:
@@ -31,7 +42,7 @@ def repaired(plan: Plan, repair: Repair) -> Plan:
     """
     if repair == NONE:
         return plan
-    steps = steps_of(repair)
+    steps = steps_of(repair, plan.schema)
     segments: Sequence[Segment] = list(_renewed(plan.segments, steps))
     for step in steps.values():
         segments = step.placed(segments)
