@@ -18,7 +18,18 @@ from vllm_promptcache.contract.repair import NONE, Repair
 from vllm_promptcache.contract.unit import Unit, token_after_kept
 from vllm_promptcache.repairs.repaired import repaired, without_reuse
 
-REPAIRS = ["none", "full", "auto", "link:3+auto", "tail", "link:1", "link:3", "link:40", "link:2+tail", "link:40+tail"]
+REPAIRS = [
+    "none",
+    "full",
+    "auto",
+    "link:3+auto",
+    "tail",
+    "link:1",
+    "link:3",
+    "link:40",
+    "link:2+tail",
+    "link:40+tail",
+]
 
 
 def without_sources(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:

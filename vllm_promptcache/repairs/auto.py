@@ -14,8 +14,8 @@ from vllm_promptcache.repairs.step import RepairStep
 
 
 class Auto(RepairStep):
-    """New is a segment before which another of its unit stands, with a segment of another unit between; of the
-    schema's own text, with anything between."""
+    """New is a segment before which another of its unit stands, with a segment of another unit between; of
+    the schema's own text, with anything between."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
