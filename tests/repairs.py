@@ -71,12 +71,13 @@ def _all_tokens(explained: Explained) -> set[tuple[int, int]]:
 
 
 def _auto_tokens(explained: Explained) -> set[tuple[int, int]]:
-    """Of those that `tail` names: the schema's own, and those with another unit's between."""
+    """Of those that `tail` names: the schema's own, short ones, and those with another unit's between."""
     owners = [segment.get("unit") for segment in explained["segments"]]
     return {
         (index, token)
         for index, token in _tail_tokens(explained)
         if owners[index] == explained["schema"]
+        or explained["segments"][index]["end"] - explained["segments"][index]["start"] <= 32
         or set(owners[owners.index(owners[index]) : index]) - {owners[index], None}
     }
 

@@ -1,4 +1,4 @@
-"""The default: what a unit holds behind other modules is computed anew, what it holds behind an argument not.
+"""The default: tails, but for a module's text behind an argument where that is long.
 
 The words of the schema behind its modules have seen no module, and little is computed to change that. A
 module's text behind an argument may be all of the module.
@@ -12,10 +12,13 @@ from vllm_promptcache.contract.plan import CachedSegment, Segment
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.repairs.step import RepairStep
 
+# A module's text behind an argument is new up to so many tokens.
+MAX_TOKENS_BEHIND_ARGUMENTS = 32
+
 
 class Auto(RepairStep):
     """New is a segment before which another of its unit stands, with a segment of another unit between; of
-    the schema's own text, with anything between."""
+    the schema's own text, and of few tokens, with anything between."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
@@ -23,8 +26,8 @@ class Auto(RepairStep):
     def renewed(self, segments: Sequence[Segment]) -> list[int]:
         """All tokens of such segments."""
         counts = [0] * len(segments)
-        # For each unit where it stands, how much of others was there when it last stood behind its own.
-        seen: dict[tuple[Unit, int], tuple[int, int]] = {}
+        # For each unit where it stands, how many changes of unit, and how much that is new, came before it.
+        first: dict[tuple[Unit, int], tuple[int, int]] = {}
         num_others = num_new = 0
         last: tuple[Unit, int] | None = None
         for index, segment in enumerate(segments):
@@ -33,10 +36,9 @@ class Auto(RepairStep):
                 continue
             unit = segment.unit, segment.position
             if unit != last:
-                num_others += 1
-                last = unit
-            is_own = segment.unit.id == self._schema
-            now = num_others, num_new if is_own else 0
-            if seen.setdefault(unit, now) != now:
+                num_others, last = num_others + 1, unit
+            others_then, new_then = first.setdefault(unit, (num_others, num_new))
+            is_cheap = segment.num_tokens <= MAX_TOKENS_BEHIND_ARGUMENTS or segment.unit.id == self._schema
+            if others_then < num_others or (new_then < num_new and is_cheap):
                 counts[index] = segment.num_tokens
         return counts
