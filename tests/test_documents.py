@@ -22,7 +22,7 @@ from vllm_promptcache.program import compile_program, prompt_for
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.pml"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.pml"))
 MAX_MODEL_LEN = 8192
 
 _BLOCK = re.compile(r"(?:<!-- (?P<note>[\w ]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```\n", re.DOTALL)

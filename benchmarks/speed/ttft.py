@@ -23,6 +23,7 @@ from benchmarks.harness.settings import Settings
 from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_of
 from benchmarks.harness.text import TextSource, read_corpus
 from benchmarks.speed.grid import NAMED, Point, points_of
+from benchmarks.speed.uses import NEW, USE_WAYS, USES, UseCase
 
 # What is compared. All go to one server with the plugin on; only `warm…` and `cold…` carry PML.
 WAYS = {
@@ -47,7 +48,8 @@ def add_arguments(parser: Any) -> None:
         "--grid",
         default="all",
         help="all: the figures to reach, then the whole grid; named: only the former; grid: only the latter; "
-        "or CACHED:NEW:MODULES[:bsSIZE],… (default: %(default)s)",
+        f"uses: the paper's use cases ({', '.join(USES)}); or CACHED:NEW:MODULES[:bsSIZE],… "
+        "(default: %(default)s)",
     )
     parser.add_argument("--ways", default=",".join(w for w in WAYS if w != "cold-inline"))
     parser.add_argument("--rounds", type=int, help="samples of slow ways (default: 3; figures to reach: 5)")
@@ -63,6 +65,9 @@ def run(run: Run, args: argparse.Namespace) -> None:
     run.result["text"] = {"source": source.corpus.source, "tokens": source.num_distinct_tokens}
     run.result["ways"] = WAYS
     ways = args.ways.split(",")
+    if args.grid == "uses":
+        _measure_uses(run, args, ways, source)
+        return
     points = sorted(points_of(args.grid, quick=settings.quick), key=lambda p: p.block_size or 0)
     for size, group in itertools.groupby(points, key=lambda p: p.block_size):
         wanted = [point for point in group if run.wants(point.key)]
@@ -79,6 +84,53 @@ def run(run: Run, args: argparse.Namespace) -> None:
                 cell = Measurement(server, settings, point, source).measure(ways, rounds, fast)
                 run.add(point.key, cell)
                 run.say(f"{point.key}: {_line(cell)}")
+
+
+def _measure_uses(run: Run, args: argparse.Namespace, ways: list[str], source: TextSource) -> None:
+    settings = run.settings
+    wanted = [name for name in USES if run.wants(name)]
+    if not wanted:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    with Server(settings, Plugin.ON) as server:
+        run.add_server(server.describe())
+        for name in wanted:
+            use = UseCase.read(name, tokenizer, settings.max_model_len)
+            asks = {way: use.asks(way, source, _salt) for way in USE_WAYS if way in ways}
+            server.forget_states()
+            server.register(use.schema)
+            rounds, fast = (2, 2) if settings.quick else (args.rounds or 5, args.fast or 8)
+            samples, reused = _sample(server, asks, rounds, fast)
+            server.unregister(use.name)
+            cell = {
+                "cached_tokens": sum(use.module_tokens),
+                "new_tokens": len(use.token_ids) - sum(use.module_tokens) + NEW,
+                "module_tokens": list(use.module_tokens),
+                **reused,
+                "samples": samples,
+            }
+            run.add(name, cell)
+            run.say(f"{name}: {_line(cell)}")
+
+
+def _sample(
+    server: Server, asks: dict[str, Iterator[Ask]], rounds: int, fast: int
+) -> tuple[dict[str, list[dict[str, Any]]], Cell]:
+    """Samples of ways in turn, and what the server says it reused and encoded before and after them."""
+    # Warm up: twice, as the first request is what fills the caches.
+    found = {way: [reuse(server, next(asks[way])) for _ in range(2)] for way in asks}
+    order = interleave({way: fast if way in FAST else 1 for way in asks}, rounds)
+    answers = ask_in_turn([(server, next(asks[way])) for way, _ in order])
+    for way in asks:
+        if way in FAST:
+            found[way].append(reuse(server, next(asks[way])))
+    samples: dict[str, list[dict[str, Any]]] = {way: [] for way in asks}
+    for (way, place), answer in zip(order, answers, strict=True):
+        samples[way].append({"place": place, "ttft_ms": round(answer.ttft_ms, 3)})
+    return samples, {
+        "reused_tokens": {way: [r.num_tokens for r in all_of] for way, all_of in found.items()},
+        "encoded_modules": {way: [r.num_encoded for r in all_of] for way, all_of in found.items()},
+    }
 
 
 def _counts(point: Point, args: argparse.Namespace, settings: Settings) -> tuple[int, int]:
@@ -100,24 +152,14 @@ class Measurement:
         chosen = [w for w in ways if self.point.modules > 1 or w not in MANY_MODULES]
         asks = {way: self.asks(way) for way in chosen}
         with self.registered():
-            # Warm up: twice, as the first request is what fills the caches.
-            reused = {way: [reuse(self.server, next(asks[way])) for _ in range(2)] for way in chosen}
-            order = interleave({way: fast if way in FAST else 1 for way in chosen}, rounds)
-            answers = ask_in_turn([(self.server, next(asks[way])) for way, _ in order])
-            for way in chosen:
-                if way in FAST:
-                    reused[way].append(reuse(self.server, next(asks[way])))
-        samples: dict[str, list[dict[str, Any]]] = {way: [] for way in chosen}
-        for (way, place), answer in zip(order, answers, strict=True):
-            samples[way].append({"place": place, "ttft_ms": round(answer.ttft_ms, 3)})
+            samples, reused = _sample(self.server, asks, rounds, fast)
         lengths = [len(m.token_ids) for m in self.schema.modules]
         return {
             "cached_tokens": self.cached,
             "new_tokens": self.point.new,
             "module_tokens": lengths,
             "tokens_in_part_filled_blocks": sum(n % self.server.block_size() for n in lengths),
-            "reused_tokens": {way: [r.num_tokens for r in found] for way, found in reused.items()},
-            "encoded_modules": {way: [r.num_encoded for r in found] for way, found in reused.items()},
+            **reused,
             "samples": samples,
         }
 
@@ -235,7 +277,9 @@ def tables(result: Result) -> list[Table]:
         f"*{way}*: {WAYS[way]}" for way in ways
     )
     clamped = [
-        f"{k} has {c['cached_tokens']}" for k, c in cells.items() if not k.startswith(str(c["cached_tokens"]))
+        f"{k} has {c['cached_tokens']}"
+        for k, c in cells.items()
+        if k not in USES and not k.startswith(str(c["cached_tokens"]))
     ]
     if clamped:
         note += f". Cached tokens are as many as fit the model's positions: {', '.join(clamped)}."
@@ -269,7 +313,8 @@ def figures(result: Result) -> list[Figure]:
         ratio = _ratio(result["cells"][key], above, below) if key in result["cells"] else None
         if ratio is not None:
             found.append(Figure(what, ratio, target, at_most))
-    grid = {k: cell for k, cell in result["cells"].items() if Point.read(k).block_size is None}
+    points = {key: cell for key, cell in result["cells"].items() if key not in USES}
+    grid = {key: cell for key, cell in points.items() if Point.read(key).block_size is None}
     ratios = {key: ratio for key, cell in grid.items() if (ratio := _ratio(cell, "warm", "prefix"))}
     if ratios:
         worst = max(ratios, key=lambda key: ratios[key].median)
@@ -279,7 +324,7 @@ def figures(result: Result) -> list[Figure]:
 
 def panels(result: Result) -> list[Panel]:
     """Times by cached tokens, and the ratio to a perfect prefix by cached tokens and modules."""
-    cells = [(Point.read(k), c) for k, c in result["cells"].items()]
+    cells = [(Point.read(k), c) for k, c in result["cells"].items() if k not in USES]
     base = [(p, c) for p, c in cells if p.block_size is None]
     if not base:
         return []

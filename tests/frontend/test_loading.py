@@ -33,7 +33,7 @@ def test_a_folder_may_hold_prompts_as_well() -> None:
     examples = Path(__file__).parents[2] / "examples"
     assert list(examples.glob("prompt.pml"))
     found = load_schema_files([str(examples)], PromptCacheConfig())
-    assert [node.name for _, node in found] == ["travel"]
+    assert sorted(node.name for _, node in found) == ["code", "plan", "traits", "travel"]
 
 
 def test_all_mistakes_of_all_files_are_told(tmp_path: Path) -> None:

@@ -1,0 +1,4 @@
+<prompt schema="code">
+  <unit/><map/><player/><game/>
+  <user>Which method of Unit hurts another unit?</user>
+</prompt>
