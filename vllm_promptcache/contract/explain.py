@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm_promptcache.contract.plan import CachedSegment, Plan, Segment
@@ -26,7 +26,8 @@ def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], It
         "next_position": plan.next_position,
     }
     units = (_unit(unit, moved) for unit, moved in plan.placed_units)
-    return fields, units, (_segment(segment) for segment in plan.segments)
+    num_plain = _num_plain(plan.segments)
+    return fields, units, (_segment(s, is_plain=i < num_plain) for i, s in enumerate(plan.segments))
 
 
 def plan_size(plan: Plan) -> int:
@@ -52,11 +53,22 @@ def _unit(unit: Unit, moved: int) -> dict[str, Any]:
     }
 
 
-def _segment(segment: Segment) -> dict[str, Any]:
+def _num_plain(segments: Sequence[Segment]) -> int:
+    """How many segments at the start are a plain prefix: new, without a gap from the first position on."""
+    position = 0
+    for index, segment in enumerate(segments):
+        if isinstance(segment, CachedSegment) or segment.first_position != position:
+            return index
+        position += segment.num_tokens
+    return len(segments)
+
+
+def _segment(segment: Segment, *, is_plain: bool) -> dict[str, Any]:
     if isinstance(segment, CachedSegment):
         return {"unit": _name(segment.unit, segment.moved), "start": segment.start, "end": segment.end}
     return {
         "new": True,
+        **({"plain": True} if is_plain else {}),
         **({"repaired": True} if segment.is_repair else {}),
         "token_ids": list(segment.token_ids),
         "position_ids": segment.position_ids.tolist(),

@@ -22,7 +22,7 @@ class Limits:
     max_modules: int = 16_384
     max_scaffolds: int = 256
     max_placeholders: int = 1_048_576
-    max_contexts: int = 262_144
+    max_contexts: int = 32_768
     max_path_characters: int = 8_388_608
 
 
