@@ -3,6 +3,7 @@
 Importing this package imports neither vLLM nor PyTorch; `LLM` is looked up on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,11 +15,13 @@ __all__ = ["LLM", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `LLM` only when it is asked for: vLLM takes seconds to import."""
+    """Imports `LLM` only when it is asked for: vLLM takes seconds to import. Also finds `pml`."""
     if name == "LLM":
         from vllm_promptcache.offline import LLM
 
         return LLM
+    if name == "pml":
+        return importlib.import_module("vllm_promptcache.pml")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

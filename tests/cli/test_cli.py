@@ -67,6 +67,20 @@ def test_check_reports_every_mistake_of_every_file(folder: Path, capsys: pytest.
     ]
 
 
+def test_a_prompt_is_not_wrong_for_the_mistakes_of_its_schema(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "travel.pml").write_text(SCHEMA.format("").replace("You are", "You & I are"))
+    (folder / "other.pml").write_text("<schema name='other'/>")
+    assert run("check", folder) == 1
+    out, err = capsys.readouterr()
+    assert err == (
+        f"{folder}/travel.pml:1:27: schema[travel]: not well-formed XML: '&' as text is written &amp;, or stands in"
+        " CDATA\n"
+    )
+    assert f"{folder}/ask.xml: prompt over travel (not checked against it)" in out
+
+
 def test_check_without_a_model_minds_no_lengths(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = PROMPT.replace("three", "a lot of words that cannot fit").replace("<alps/>", "and more<alps/>")
     (folder / "ask.xml").write_text(long)

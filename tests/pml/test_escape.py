@@ -35,6 +35,8 @@ def test_it_reads_well_where_nothing_is_at_stake() -> None:
     assert text("The lease runs for two years.") == "The lease runs for two years."
     assert text("a < b && c") == "a &lt; b &amp;&amp; c"
     assert vllm_promptcache.pml.text is text
+    # Also where nobody has imported `vllm_promptcache.pml`.
+    assert vllm_promptcache.__getattr__("pml") is vllm_promptcache.pml
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import build_plan
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.files import find_schema_files
+from vllm_promptcache.pml.limits import DEFAULT_LIMITS
 from vllm_promptcache.pml.nodes import Document, SchemaNode
 from vllm_promptcache.pml.parser import load_schema_file
 
@@ -23,6 +26,7 @@ HELP = "check PML documents"
 
 # Without a model nothing is refused for its length.
 _ANY_LENGTH = 10**12
+_SCHEMA_NAME = re.compile(rb"<schema\s[^<>]*?\bname\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)')")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +58,8 @@ class _Checker:
         self._max_model_len = max_model_len
         self._measures = measures
         self._layouts: dict[str, SchemaLayout] = {}
+        # Schemas with mistakes of their own: a prompt over one is not wrong for that.
+        self._wrong_schemas: set[str] = set()
         self.bad: set[Path] = set()
 
     def load(self, path: Path) -> Document | None:
@@ -62,17 +68,22 @@ class _Checker:
             document = load_schema_file(path)
         except PMLError as error:
             self._report(path, error)
+            self._wrong_schemas.update(_schemas_named_in(path))
             return None
         for schema in document.schemas:
             try:
                 self._lay_out(schema)
             except PMLError as error:
                 self._report(path, error)
+                self._wrong_schemas.add(schema.name)
         return document
 
     def check_prompt(self, path: Path, document: Document) -> None:
         """Checks a document's prompt against the schemas of all documents, if there are any."""
         if document.prompt is None or not self._layouts:
+            return
+        name = document.prompt.schema
+        if name in self._wrong_schemas and name not in self._layouts:
             return
         try:
             layout = find_layout(document.prompt, self._layouts)
@@ -109,6 +120,14 @@ class _Checker:
     def _report(self, path: Path, error: PMLError) -> None:
         self.bad.add(path)
         print(error, file=sys.stderr)
+
+
+def _schemas_named_in(path: Path) -> list[str]:
+    """The names of schemas in a document that cannot be parsed."""
+    with contextlib.suppress(OSError):
+        found = _SCHEMA_NAME.findall(path.read_bytes()[: DEFAULT_LIMITS.max_document_bytes])
+        return [(double or single).decode("utf-8", "replace") for double, single in found]
+    return []
 
 
 class _NoTokens:
