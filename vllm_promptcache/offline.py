@@ -67,11 +67,10 @@ class LLM(vllm.LLM):
 
     # -- schemas ---------------------------------------------------------------------------------
 
-    def add_schema(
-        self, pml: str | bytes | Mapping[str, Any], *, pin: bool = False
-    ) -> list[dict[str, Any]]:
-        """Register the schemas of a document, all or none, or one in the JSON form; returns what the API's GET
-        tells of each.
+    def add_schema(self, pml: str | bytes | Mapping[str, Any], *, pin: bool = False) -> list[dict[str, Any]]:
+        """Register the schemas of a document, all or none, or one in the JSON form.
+
+        Returns what the API's GET tells of each.
 
         A name that is taken gets a new version. With ``pin`` they are encoded before they are needed.
         """
