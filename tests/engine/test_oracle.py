@@ -18,7 +18,7 @@ from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
 from tests.engine.support import greedy, largest_error, serving, tokens_of
 from tests.pool_cases import POOL_CASES
-from vllm_promptcache.contract.plan import CachedSegment, Plan
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.repairs.repaired import without_reuse
 
@@ -82,11 +82,5 @@ def test_case(answers: Answers, plans: list[Plan], tiny_model: Path, oracle: Ora
 
 
 def test_each_unit_was_encoded_once(answers: Answers, plans: list[Plan]) -> None:
-    assert answers.num_encodings == len({placement for plan in plans for placement in _placements(plan)})
-
-
-def _placements(plan: Plan) -> set[Placement]:
-    """The plan's units where they stand: a moved one has seen its context as far away."""
-    moved = {(s.unit, s.moved) for s in plan.segments if isinstance(s, CachedSegment)}
-    placed = {(seen, by) for unit, by in moved for seen in (unit, *unit.context)}
-    return {Placement(u.digest, u.home + by) for u, by in {*placed, *((u, 0) for u in plan.units)}}
+    placed = {Placement(u.digest, u.home + by) for plan in plans for u, by in plan.placed_units}
+    assert answers.num_encodings == len(placed)

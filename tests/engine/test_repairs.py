@@ -22,19 +22,23 @@ from tests.engine.support import (
     tokens_of,
     tokens_of_modules,
 )
+from tests.pool_cases import POOL_CASES
 from tests.repairs import repair as repaired_by_definition
 from vllm_promptcache.blocks.unit_key import WHOLE
 from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.contract.repair import FULL, Repair
+from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.repairs.repaired import repaired
 
 MAX_ERROR = 1e-3
 NUM_TOKENS = 4
 REPAIRS = ["link:1", "link:5", "link:33", "link:64", "tail", "link:40+tail", "close", "full"]
-ALL_CASES = [case.with_encode(mode) for case in CASES for mode in ENCODE_MODES]
-IDS = [f"{case.name}-{mode}" for case in CASES for mode in ENCODE_MODES]
+POOLS = ("pool-last", "pool-one-token", "pool-blocks", "pool-parameters", "pool-second", "pool-open")
+TABLE = [*CASES, *(case for case in POOL_CASES if case.name in POOLS)]
+ALL_CASES = [case.with_encode(mode) for case in TABLE for mode in ENCODE_MODES]
+IDS = [f"{case.name}-{mode}" for case in TABLE for mode in ENCODE_MODES]
 
 # Block size, tokens a step at most, requests a step at most.
 ENGINES = [(32, 2048, 64), (32, 37, 16), (128, 101, 64)]
@@ -66,7 +70,7 @@ def answers(request: pytest.FixtureRequest, tiny_model: Path) -> Answers:
         warm = engine.ask(reversed(asked), params)[::-1]
         assert len(engine.encoded) == len(set(engine.encoded)) == num_encodings
         # With and without repairs, and with any of them, a unit's blocks are the same.
-        units = {u.placement for p in asked for u in p.units}
+        units = {Placement(u.digest, u.home + moved) for p in asked for u, moved in p.placed_units}
         assert sum(key.part == WHOLE for key in engine.encoded) == len(units)
     step = len(REPAIRS)
     return Answers(*([o[i : i + step] for i in range(0, len(o), step)] for o in (cold, warm)))

@@ -195,3 +195,42 @@ def test_modules_behind_earlier_turns_are_those_of_the_reference(llm: LLM, tiny_
     report = output.prompt_cache  # type: ignore[attr-defined]
     assert report["tokens_reused"] == explained["num_cached_tokens"] > 500
     llm.remove_schema("asked")
+
+
+PASSAGES = [f"Passage {i}. " + "The desk opens at nine. " * (15 + i) for i in range(3)]
+
+
+def test_marked_parts_of_plain_chats(llm: LLM) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+
+    def asked(*order: int, **marked: Any) -> list[Any]:
+        passages = [{"type": "text", "text": PASSAGES[i], **marked} for i in order]
+        return [{"role": "user", "content": [*passages, {"type": "text", "text": "When?"}]}]
+
+    plain = llm.chat(asked(2, 0), params(), use_tqdm=False)
+    assert plain[0].prompt_cache is None  # type: ignore[attr-defined]
+    llm.chat([asked(0, 1, 2, **mark), asked(2, 0, **mark)], params(), use_tqdm=False)
+    (again,) = llm.chat(asked(2, 0, **mark), params(), use_tqdm=False)
+    assert again.prompt_token_ids == plain[0].prompt_token_ids
+    report = again.prompt_cache  # type: ignore[attr-defined]
+    assert (report["marks_used"], report["tokens_encoded"]) == (2, 0)
+    assert report["tokens_reused"] > 150
+    (off,) = llm.chat(asked(2, 0, **mark), params(), use_tqdm=False, prompt_cache={"reuse": False})
+    assert off.outputs[0].token_ids == plain[0].outputs[0].token_ids
+    (short,) = llm.chat([{"role": "user", "content": "Hi", **mark}], params(), use_tqdm=False)
+    assert "no marked part has 64 tokens" in short.prompt_cache["marks_ignored"]  # type: ignore[attr-defined]
+
+
+def test_members_of_pools(llm: LLM, tiny_model: Path) -> None:
+    llm.add_schema('<schema name="desk">Answer.<pool name="passages"/></schema>')
+    names = ["a/1", "b", "c"]
+    puts = llm.add_pool_modules("desk", "passages", dict(zip(names, PASSAGES, strict=True)), encode=True)
+    assert [put["status"] for put in puts] == ["registered"] * 3
+    pml = '<prompt schema="desk"><passages><use module="c"/><use module="a/1"/></passages> When?</prompt>'
+    explained = llm.explain(pml, repair="none")
+    tokens, _ = greedy(load_reference_model(tiny_model), explained, 6)
+    (output,) = llm.generate_pml(pml, params(), repair="none")
+    assert output.outputs[0].token_ids == tokens
+    llm.remove_pool_module("desk", "passages", "b")
+    assert [member["name"] for member in llm.pool_modules("desk", "passages")] == ["a/1", "c"]
+    llm.remove_schema("desk")
