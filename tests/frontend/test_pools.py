@@ -7,6 +7,7 @@ import pytest
 from tests.frontend.support import FrontEnd, StoreLink
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.errors import PMLError
+from vllm_promptcache.frontend.describe import details
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.members import NewMember, first_members
@@ -178,3 +179,15 @@ def test_other_front_ends_learn_of_members(desk: FrontEnd) -> None:
     assert list(copy.members) == kept
     copy.take_members({}, other.registry.builder.encoder)
     assert len(copy.members) == 0
+
+
+def test_members_are_named_by_path(desk: FrontEnd) -> None:
+    put(desk, NewMember("a/b", A))
+    for name in ("passages/own", "passages/a/b", "desk/passages/a/b"):
+        run_sync(desk.registry.pin("desk", [name]))
+    assert len(desk.registry["desk"].pinned) == 2
+    with pytest.raises(RefusedError, match="unknown module"):
+        run_sync(desk.registry.pin("desk", ["passages/c"]))
+    described = details(desk.registry["desk"], run_sync(desk.registry.status(desk.registry["desk"])))
+    (pool,) = [module["pool"] for module in described["modules"] if module["path"] == "desk/passages"]
+    assert (pool["length"], pool["registered"], pool["modules"][0]["tokens"]) == (200, 1, 8)

@@ -107,8 +107,10 @@ class _Checker:
         return "; ".join(parts) or "empty"
 
     def _describe_schema(self, layout: SchemaLayout) -> str:
-        number = len(layout.modules) - 1
+        number = sum(len(m.pool.members) if m.pool else 1 for m in layout.modules[1:])
         text = f"schema {layout.name}, {number} module{'' if number == 1 else 's'}"
+        if layout.pools:
+            text += f", {len(layout.pools)} pool{'' if len(layout.pools) == 1 else 's'}"
         return f"{text}, {layout.num_positions} positions" if self._measures else text
 
     def _lay_out(self, schema: SchemaNode) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.frontend.entry import SchemaEntry
+from vllm_promptcache.frontend.members import PoolMembers
 from vllm_promptcache.layout.parts import ModuleLayout
 
+NO_MEMBERS = PoolMembers()
 Status = Mapping[Placement, Mapping[str, Any]]
 
 
@@ -37,7 +39,7 @@ def details(entry: SchemaEntry, status: Status) -> dict[str, Any]:
     layout = entry.layout
     return {
         **summary(entry),
-        "modules": [_module(module, status) for module in layout.modules],
+        "modules": [_module(module, status, entry.members) for module in layout.modules],
         "scaffolds": [
             {"id": scaffold.unit.id, "tokens": int(scaffold.unit.kept.sum()), **_of(scaffold.unit, status)}
             for scaffold in layout.scaffolds
@@ -45,7 +47,7 @@ def details(entry: SchemaEntry, status: Status) -> dict[str, Any]:
     }
 
 
-def _module(module: ModuleLayout, status: Status) -> dict[str, Any]:
+def _module(module: ModuleLayout, status: Status, members: PoolMembers = NO_MEMBERS) -> dict[str, Any]:
     described: dict[str, Any] = {
         "path": module.path,
         "span": [module.start, module.end],
@@ -55,6 +57,12 @@ def _module(module: ModuleLayout, status: Status) -> dict[str, Any]:
     }
     if module.union is not None:
         described["union"] = module.union.name or f"#{module.union.index}"
+    if module.pool is not None:
+        described["pool"] = {
+            "length": module.pool.num_positions,
+            "modules": [_module(member, status) for member in module.pool.members.values()],
+            "registered": len(members.of(module.path)),
+        }
     if module.parameters:
         described["parameters"] = [
             {

@@ -79,12 +79,26 @@ class SchemaEntry:
         found = self._by_path.get(name)
         if found is not None and found.unit is not None:
             return found.unit.placement
+        if (member := self._member(name)) is not None:
+            return member.placement
         if name in self._by_id:
             return self._by_id[name].placement
         if found is not None:
             raise RefusedError(f"module {quote(name)} has no cached text of its own", field="modules")
         message = unknown("module", name, self._by_path)
         raise RefusedError(f"schema {self.name!r}: {message}", NOT_FOUND, field="modules")
+
+    def _member(self, name: str) -> Unit | None:
+        """The unit of a pool's member, by its path."""
+        for path, pool in self.layout.pools.items():
+            for prefix in (f"{path}/", f"{path.partition('/')[2]}/"):
+                if name.startswith(prefix):
+                    called = name.removeprefix(prefix)
+                    if called in pool.members:
+                        return pool.members[called].unit
+                    if called in self.members.of(path):
+                        return self.members.of(path)[called].unit
+        return None
 
     @cached_property
     def num_tokens(self) -> int:
