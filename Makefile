@@ -19,7 +19,7 @@ BACKEND ?= cpu
 TESTS ?= tests
 BIN := .venv/bin
 STAMP := .venv/.installed-$(BACKEND)
-CODE := $(wildcard vllm_promptcache tests benchmarks examples tools setup.py)
+CODE := $(wildcard vllm_promptcache demo tests benchmarks examples tools setup.py)
 ENGINE_TESTS := tests/engine tests/offline tests/server
 
 .PHONY: help demo test check format bench install clean
@@ -55,12 +55,12 @@ $(STAMP): setup.py pyproject.toml tools/install.py
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/vllm-promptcache demo $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m demo $(if $(MODEL),--model $(MODEL))
 
 test: $(STAMP)
 	@echo "Tests: the stages from PML to block tables, then vLLM engines and servers with a tiny random"
 	@echo "model and with SmolLM2-135M-Instruct (converted once into ~/.cache/vllm-promptcache)."
-	@$(BIN)/python -m vllm_promptcache.embedded_model >/dev/null
+	@$(BIN)/python -m demo.embedded_model >/dev/null
 	$(BIN)/python -m pytest --durations=10 $(TESTS)
 
 check: $(STAMP)

@@ -1,6 +1,6 @@
 """Asks without a server: `vllm_promptcache.LLM` is vLLM's class for scripts, with schemas.
 
-VLLM_CPU_KVCACHE_SPACE=1 python examples/offline.py [MODEL]      # the variable is for CPUs
+VLLM_CPU_KVCACHE_SPACE=1 python examples/offline.py MODEL      # the variable is for CPUs
 """
 
 import sys
@@ -9,14 +9,12 @@ from pathlib import Path
 from vllm import SamplingParams
 
 from vllm_promptcache import LLM
-from vllm_promptcache.embedded_model import resolve_model
 
 SCHEMA = Path(__file__).with_name("travel.pml")
 
 
 def main() -> None:
-    model = resolve_model(sys.argv[1] if len(sys.argv) > 1 else None)
-    llm = LLM(model=model, dtype="float32", max_model_len=4096, enforce_eager=True)
+    llm = LLM(model=sys.argv[1], dtype="float32", max_model_len=4096, enforce_eager=True)
     llm.add_schema(SCHEMA.read_text(encoding="utf-8"), pin=True)
     for place, name in (("maldives", "the Maldives"), ("alps", "the Alps")):
         (output,) = llm.chat_pml(

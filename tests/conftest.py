@@ -9,8 +9,8 @@ import pytest
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from demo.embedded_model import embedded_model_path
 from tests.models import tiny_llama
-from vllm_promptcache.embedded_model import embedded_model_path
 
 ENGINE_FOLDERS = ("engine", "offline", "server")
 

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vllm_promptcache.embedded_model import cache_folder, embedded_model_path, made_once
+from demo.embedded_model import cache_folder, embedded_model_path, made_once
 
 # A change of how weights are drawn needs a new number: folders are never changed in place.
 FORMAT_NUMBER = 1

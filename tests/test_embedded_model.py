@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from demo import embedded_model as em
 from tests.models import tiny_llama
-from vllm_promptcache import embedded_model as em
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vllm_promptcache"
@@ -120,7 +121,7 @@ def test_the_import_rules_themselves(
 
 def test_importing_the_early_stages_does_not_load_vllm() -> None:
     stages = [name for name in STAGES if name not in MAY_IMPORT_VLLM and (PACKAGE / name).is_dir()]
-    modules = ["vllm_promptcache", "vllm_promptcache.embedded_model"]
+    modules = ["vllm_promptcache", "demo.embedded_model"]
     modules += [f"vllm_promptcache.{name}" for name in stages]
     code = f"import sys, {', '.join(modules)}; sys.exit('vllm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -145,6 +146,16 @@ def test_entry_points_are_installed_and_exist(group: str, name: str, target: str
     (entry,) = distribution.entry_points.select(group=group, name=name)
     assert entry.value == target
     assert callable(entry.load())
+
+
+def test_the_demo_and_its_model_are_not_installed() -> None:
+    """What is tried in a clone is not part of the package."""
+    found = find_packages(str(ROOT), include=["vllm_promptcache", "vllm_promptcache.*"])
+    assert (
+        'find_packages(include=["vllm_promptcache", "vllm_promptcache.*"])' in (ROOT / "setup.py").read_text()
+    )
+    assert (ROOT / "demo" / "embedded_model.py").exists()
+    assert not any("demo" in name for name in found) and "vllm_promptcache.cli" in found
 
 
 def test_links_in_documents_lead_somewhere() -> None:

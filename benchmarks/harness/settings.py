@@ -79,7 +79,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
     """The settings of a command line; makes the embedded model if it is asked for and missing."""
     from transformers import AutoConfig
 
-    from vllm_promptcache.embedded_model import resolve_model
+    from demo.embedded_model import resolve_model
 
     model = resolve_model(args.model)
     own = int(AutoConfig.from_pretrained(model).max_position_embeddings)

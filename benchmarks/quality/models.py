@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vllm_promptcache.embedded_model import (
+from demo.embedded_model import (
     EmbeddedModelError,
     cache_folder,
     embedded_model_path,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.machine import HOST, available_memory, choose_port, require_memory
+from demo.errors import DemoError
+from demo.machine import HOST, available_memory, choose_port, require_memory
 
 
 def test_a_free_port_is_chosen_where_none_is_named() -> None:

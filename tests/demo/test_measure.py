@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from demo import measure as measuring
+from demo.client import Answer, Answering
+from demo.measure import Timings, measure, render_timings
 from tests.demo.test_orders import PLAN
-from vllm_promptcache.demo import measure as measuring
-from vllm_promptcache.demo.client import Answer, Answering
-from vllm_promptcache.demo.measure import Timings, measure, render_timings
 
 
 class Said:

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.model import (
+from demo.embedded_model import EmbeddedModelError
+from demo.errors import DemoError
+from demo.model import (
     KV_SPACE_VARIABLE,
     DemoModel,
     bytes_per_number,
     kv_numbers_per_token,
     open_model,
 )
-from vllm_promptcache.embedded_model import EmbeddedModelError
 
 GIB = 1 << 30
 
@@ -70,7 +70,7 @@ def test_a_failed_conversion_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Path:
         raise EmbeddedModelError("no network")
 
-    monkeypatch.setattr("vllm_promptcache.demo.model.embedded_model_path", fail)
+    monkeypatch.setattr("demo.model.embedded_model_path", fail)
     with pytest.raises(DemoError, match="no network"):
         open_model(None, None)
 

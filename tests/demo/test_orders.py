@@ -1,6 +1,6 @@
 """Composed prompts as plain tokens in other orders."""
 
-from vllm_promptcache.demo.orders import PlainPrompt, new_orders
+from demo.orders import PlainPrompt, new_orders
 
 PLAN = {
     "schema": "s",

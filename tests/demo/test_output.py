@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_promptcache.demo import output
+from demo import output
 
 
 def test_a_stream_is_wrapped_and_returned_whole(

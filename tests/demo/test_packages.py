@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_promptcache.demo.packages import Description, clean, cut, find_descriptions, write_schema
+from demo.packages import Description, clean, cut, find_descriptions, write_schema
 from vllm_promptcache.pml.nodes import ModuleNode, RoleNode, TextNode
 from vllm_promptcache.pml.parser import load_schema_file
 

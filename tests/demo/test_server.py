@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo.processes import Mark
-from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.machine import choose_port
-from vllm_promptcache.demo.model import KV_SPACE_VARIABLE, DemoModel
-from vllm_promptcache.demo.server import (
+from demo.errors import DemoError
+from demo.machine import choose_port
+from demo.model import KV_SPACE_VARIABLE, DemoModel
+from demo.server import (
     Server,
     render_command,
     running_server,
     serve_command,
     serve_environment,
 )
+from tests.demo.processes import Mark
 
 MODEL = DemoModel("name", "/some where/model", "float32", 4096, 1 << 30, 46080)
 
@@ -106,7 +106,7 @@ def test_the_end_of_a_long_log_begins_with_its_first_error(tmp_path: Path) -> No
 
 
 def test_the_command_is_what_a_user_would_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_promptcache.demo.server._vllm_command_works", lambda: True)
+    monkeypatch.setattr("demo.server._vllm_command_works", lambda: True)
     command = serve_command(MODEL, 8000, [Path("/a schema.pml")])
     assert command[:3] == ["vllm", "serve", MODEL.path]
     assert command[-3:] == [
@@ -120,7 +120,7 @@ def test_the_command_is_what_a_user_would_write(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_module_is_run_where_the_command_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_promptcache.demo.server._vllm_command_works", lambda: False)
+    monkeypatch.setattr("demo.server._vllm_command_works", lambda: False)
     command = serve_command(MODEL, 8000, [])
     expected = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL.path]
     assert command[:5] == expected
@@ -144,5 +144,5 @@ def test_kv_space_is_said_to_cpu_servers(
     on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KV_SPACE_VARIABLE, raising=False)
-    monkeypatch.setattr("vllm_promptcache.demo.server.runs_on_cpu", lambda: on_cpu)
+    monkeypatch.setattr("demo.server.runs_on_cpu", lambda: on_cpu)
     assert serve_environment(MODEL, tmp_path).get(KV_SPACE_VARIABLE) == ("1" if on_cpu else None)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from vllm_promptcache.cli.main import main
-from vllm_promptcache.demo import story
-from vllm_promptcache.demo.machine import HOST
-from vllm_promptcache.demo.packages import find_descriptions, write_schema
+from demo import story
+from demo.__main__ import main
+from demo.machine import HOST
+from demo.packages import find_descriptions, write_schema
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
@@ -33,7 +33,7 @@ def layout_of(path: Path, tokenizer: Any) -> SchemaLayout:
 
 @pytest.mark.parametrize("scene", story.TRAVEL_SCENES, ids=("maldives", "alps"))
 def test_the_travel_scenes_fit_their_schema(scene: story.Scene, tokenizer: Any) -> None:
-    with resources.as_file(resources.files("vllm_promptcache.demo") / "travel.pml") as path:
+    with resources.as_file(resources.files("demo") / "travel.pml") as path:
         layout = layout_of(path, tokenizer)
     prompt = parse_document(scene.pml).prompt
     assert prompt is not None
@@ -56,8 +56,8 @@ def test_a_taken_port_ends_the_demo_at_once(capsys: pytest.CaptureFixture[str]) 
         listener.bind((HOST, 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert main(["demo", "--port", str(port)]) == 2
-    assert f"vllm-promptcache demo: port {port} cannot be used" in capsys.readouterr().err
+        assert main(["--port", str(port)]) == 2
+    assert f"demo: port {port} cannot be used" in capsys.readouterr().err
 
 
 def test_short_memory_ends_the_demo_before_a_server_is_started(
@@ -65,12 +65,12 @@ def test_short_memory_ends_the_demo_before_a_server_is_started(
 ) -> None:
     monkeypatch.setattr(story, "available_memory", lambda: 1 << 30)
     monkeypatch.setattr(story, "runs_on_cpu", lambda: True)
-    assert main(["demo", "--model", str(tiny_model)]) == 2
+    assert main(["--model", str(tiny_model)]) == 2
     assert "not enough memory: serving" in capsys.readouterr().err
 
 
 def test_a_missing_model_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--model", str(tmp_path / "none")]) == 2
+    assert main(["--model", str(tmp_path / "none")]) == 2
     assert "cannot read the configuration of model" in capsys.readouterr().err
 
 
@@ -80,7 +80,7 @@ def test_a_signal_ends_the_demo_quietly(
 ) -> None:
     before = signal.getsignal(number)
     monkeypatch.setattr(story, "run_demo", lambda _: os.kill(os.getpid(), number))
-    assert main(["demo"]) == 130
+    assert main([]) == 130
     assert "interrupted" in capsys.readouterr().out
     assert signal.getsignal(number) is before
 
@@ -88,4 +88,4 @@ def test_a_signal_ends_the_demo_quietly(
 @pytest.mark.parametrize("rounds", ["0", "-1", "many"])
 def test_rounds_are_a_positive_number(rounds: str) -> None:
     with pytest.raises(SystemExit):
-        main(["demo", "--rounds", rounds])
+        main(["--rounds", rounds])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_promptcache.demo.table import render_legend, render_table, seconds, times
+from demo.table import render_legend, render_table, seconds, times
 
 
 def test_a_table_lines_up() -> None:

@@ -10,7 +10,7 @@ from tests.demo.processes import Mark
 
 # Tiny models gain nothing from threads, and lose much where several processes share few cores.
 SETTINGS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "COLUMNS": "80", "LC_ALL": "C"}
-COMMAND = [str(Path(sys.executable).parent / "vllm-promptcache"), "demo", "--rounds", "1"]
+COMMAND = [sys.executable, "-m", "demo", "--rounds", "1"]
 
 
 def test_the_demo_ends_with_its_table_and_leaves_nothing_behind(tiny_model: Path, tmp_path: Path) -> None:

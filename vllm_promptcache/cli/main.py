@@ -22,7 +22,6 @@ COMMANDS = {
     "explain": "vllm_promptcache.cli.explain",
     "advise": "vllm_promptcache.cli.advise",
     "compile": "vllm_promptcache.cli.compile",
-    "demo": "vllm_promptcache.cli.demo",
 }
 
 

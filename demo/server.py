@@ -17,9 +17,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.machine import HOST
-from vllm_promptcache.demo.model import KV_SPACE_VARIABLE, DemoModel, runs_on_cpu
+from demo.errors import DemoError
+from demo.machine import HOST
+from demo.model import KV_SPACE_VARIABLE, DemoModel, runs_on_cpu
 
 START_TIMEOUT_S = 900
 # Between two looks at a server that starts, and between two signs of life where its log is silent.

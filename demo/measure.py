@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from vllm_promptcache.demo.client import Answer, Client
-from vllm_promptcache.demo.orders import PlainPrompt, new_orders
-from vllm_promptcache.demo.output import width
-from vllm_promptcache.demo.table import render_legend, render_table, seconds, times
+from demo.client import Answer, Client
+from demo.orders import PlainPrompt, new_orders
+from demo.output import width
+from demo.table import render_legend, render_table, seconds, times
 
 # Slow machines end after fewer rounds, but not after fewer than this.
 MIN_ROUNDS = 3

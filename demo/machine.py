@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from vllm_promptcache.demo.errors import DemoError
+from demo.errors import DemoError
 
 HOST = "127.0.0.1"
 GIB = 1 << 30

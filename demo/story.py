@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from vllm_promptcache.demo.client import Client
-from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.machine import available_memory, choose_port, require_memory
-from vllm_promptcache.demo.measure import measure, render_timings
-from vllm_promptcache.demo.model import open_model, runs_on_cpu
-from vllm_promptcache.demo.output import heading, note, say, step, stream
-from vllm_promptcache.demo.packages import Description, find_descriptions, write_schema
-from vllm_promptcache.demo.server import (
+from demo.client import Client
+from demo.errors import DemoError
+from demo.machine import available_memory, choose_port, require_memory
+from demo.measure import measure, render_timings
+from demo.model import open_model, runs_on_cpu
+from demo.output import heading, note, say, step, stream
+from demo.packages import Description, find_descriptions, write_schema
+from demo.server import (
     Server,
     render_command,
     running_server,

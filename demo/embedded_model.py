@@ -10,7 +10,7 @@ Two things Transformers' own GGUF conversion leaves wrong are put right here:
 - it does not know the `smollm` pre-tokenizer (every digit on its own, then byte-level BPE), which
   changes the tokens of, for example, two spaces before a digit, so the tokenizer is built directly.
 
-    python -m vllm_promptcache.embedded_model     # prints the folder, makes it if it is not there
+    python -m demo.embedded_model     # prints the folder, makes it if it is not there
 """
 
 import contextlib

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_promptcache.demo.errors import DemoError
-from vllm_promptcache.demo.machine import GIB
-from vllm_promptcache.embedded_model import EmbeddedModelError, embedded_model_path
+from demo.embedded_model import EmbeddedModelError, embedded_model_path
+from demo.errors import DemoError
+from demo.machine import GIB
 
 # The demo's prompts are far shorter; a longer context would only take memory.
 MAX_POSITIONS = 8192
