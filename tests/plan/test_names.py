@@ -122,6 +122,11 @@ REQUIRED = (
         (NESTED, '<use module="a/u"/>', "unknown module 'a/u'"),
         (NESTED, '<use module="a//b"/>', "unknown module 'a//b'"),
         (NESTED, '<use module="b"/>', "unknown module 'b'; it is in 'a': put it there, or write"),
+        (
+            NESTED,
+            '<a><use module="pool"/></a>',
+            "unknown module 'pool'; it is directly in the schema: put it",
+        ),
         (NESTED, "<c/>", 'or write <use module="a/b/c"/> directly in the prompt'),
         (NESTED, '<use module="a/e"/><use module="a/f"/>', "'a/f' and 'e' are members of one union"),
         (NESTED, '<use module="a/b"/><use module="a/b"/>', "included twice"),

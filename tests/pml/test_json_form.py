@@ -126,3 +126,14 @@ def test_limits_hold() -> None:
     form = {"name": "s", "modules": [{"name": f"m{i}"} for i in range(4)]}
     with pytest.raises(PMLError, match="more than 3 modules"):
         read_schema_form(form, limits=Limits(max_modules=3))
+    large = {"name": "s", "modules": [{"name": "a", "text": "x" * 9}, {"name": "b", "text": "é"}]}
+    assert read_schema_form(large, limits=Limits(max_document_bytes=11)).name == "s"
+    with pytest.raises(PMLError, match="larger than the 10 bytes") as caught:
+        read_schema_form(large, limits=Limits(max_document_bytes=10))
+    assert caught.value.status == 413
+
+
+def test_a_list_of_mistakes_is_one() -> None:
+    with pytest.raises(PMLError) as caught:
+        read_schema_form({"name": "s", "modules": [1] * 100_000, "scaffolds": [1] * 100_000})
+    assert len(caught.value.issues) == 2

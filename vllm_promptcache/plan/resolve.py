@@ -230,6 +230,10 @@ class _Resolver:
         path = self._elsewhere.get(name)
         if path is None:
             return unknown("module", name, [*module.children, *module.unions])
+        if path == name:
+            return (
+                f"unknown module {quote(name)}; it is directly in the schema: put it directly in the prompt"
+            )
         return (
             f"unknown module {quote(name)}; it is in {quote(path.rpartition('/')[0])}: put it there, or write"
             f' <use module="{path}"/> directly in the prompt'
@@ -237,8 +241,8 @@ class _Resolver:
 
     @cached_property
     def _elsewhere(self) -> Mapping[str, str]:
-        """The paths of nested modules by their names; of those of one name, the first one's."""
-        paths: dict[str, str] = {}
+        """The paths of all modules by their names; of those of one name, the first one's."""
+        paths = {name: name for name in self._root.children}
         waiting = [(child, child.name) for child in self._root.children.values()]
         for module, path in waiting:
             for child in module.children.values():

@@ -7,12 +7,12 @@ Texts are taken as they are, every character. The tree of nodes is the one that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, ValidationError
 
-from vllm_promptcache.errors import IssueList, PMLError
+from vllm_promptcache.errors import TOO_LARGE, IssueList, PMLError
 from vllm_promptcache.pml.attributes import name_problem
 from vllm_promptcache.pml.characters import describe_character
 from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
@@ -51,9 +51,9 @@ class ParameterForm(_Form):
 class _WithContent(_Form):
     """What holds text and more: in the order of `content` or, shorter, its `text` and then its `modules`."""
 
-    text: str | None = None
-    modules: list[ContentForm] | None = None
-    content: list[ContentForm] | None = None
+    text: str = ""
+    modules: Annotated[list[ContentForm], FailFast()] = []
+    content: Annotated[list[ContentForm], FailFast()] = []
 
 
 class ModuleForm(_WithContent):
@@ -66,7 +66,7 @@ class ModuleForm(_WithContent):
 class UnionForm(_Form):
     """Modules of which a prompt takes at most one."""
 
-    union: list[ModuleForm]
+    union: Annotated[list[ModuleForm], FailFast()]
     name: str | None = None
     scaffold: str | None = None
 
@@ -76,7 +76,7 @@ class PoolForm(_Form):
 
     pool: str
     length: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
-    modules: list[ModuleForm] = []
+    modules: Annotated[list[ModuleForm], FailFast()] = []
 
 
 class RoleForm(_WithContent):
@@ -108,11 +108,15 @@ class SchemaForm(_WithContent):
 
     name: str
     encode: Literal["context", "isolated", "sequence"] = "context"
-    scaffolds: list[Annotated[list[str], Field(min_length=1)]] = []
+    scaffolds: Annotated[list[Annotated[list[str], Field(min_length=1), FailFast()]], FailFast()] = []
 
 
 def read_schema_form(data: Any, where: str = "body", limits: Limits = DEFAULT_LIMITS) -> SchemaNode:
-    """The syntax tree of a schema in JSON's types. Raises PMLError with every mistake."""
+    """The syntax tree of a schema in JSON's types.
+
+    Raises PMLError with every mistake of names and texts, or with the first that each list has in its form;
+    status 413 where the texts are larger than a document may be.
+    """
     source = Source(where, b"")
     try:
         form = SchemaForm.model_validate(data)
@@ -142,6 +146,7 @@ class _Builder:
         self._issues = issues
         self._limits = limits
         self._num_modules = 0
+        self._num_bytes = 0
 
     def schema(self, form: SchemaForm) -> SchemaNode:
         place = self._place(None, "schema", form.name)
@@ -166,11 +171,10 @@ class _Builder:
     def _children(
         self, form: _WithContent, place: Place, depth: int, in_role: bool = False
     ) -> tuple[SchemaChild, ...]:
-        if form.content is not None and (form.text is not None or form.modules is not None):
+        given = form.model_fields_set
+        if "content" in given and given & {"text", "modules"}:
             self._issues.add(place.issue("'content' stands for 'text' and 'modules': give one or the other"))
-        items: Iterable[Any] = form.content or ()
-        if form.content is None:
-            items = [*([] if form.text is None else [form.text]), *(form.modules or ())]
+        items: Sequence[Any] = form.content if "content" in given else (form.text, *form.modules)
         if depth > self._limits.max_depth:
             raise PMLError([place.issue(f"more than {self._limits.max_depth} levels of elements")])
         children = [self._child(item, place, depth + 1, in_role) for item in items]
@@ -230,7 +234,10 @@ class _Builder:
     def _check(self, text: str, place: Place) -> None:
         """Refuses the one thing that is no text: half of a pair, as JSON can write it."""
         try:
-            text.encode()
+            self._num_bytes += len(text.encode())
         except UnicodeEncodeError as error:
             what = f"the text has {describe_character(text[error.start])} at index {error.start}"
             self._issues.add(place.issue(f"{what}, which is no text"))
+        if self._num_bytes > self._limits.max_document_bytes:
+            what = f"the texts are larger than the {self._limits.max_document_bytes} bytes that are allowed"
+            raise PMLError([place.issue(what)], TOO_LARGE)
