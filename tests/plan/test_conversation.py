@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.byte_tokenizer import plan_lines, plan_text
+from tests.byte_tokenizer import byte_tokenizer, plan_lines, plan_text
 from tests.chat_templates import CHAT_TEMPLATES, rendered, tokenizer_with
 from vllm_promptcache.contract.plan import CachedSegment, Plan
 from vllm_promptcache.errors import ChatTemplateError, IssueList, PMLError
@@ -251,3 +251,30 @@ def test_somebody_has_to_ask(schema: str, prompt: str) -> None:
 def test_modules_that_a_message_cannot_hold(schema: str, prompt: str, what: str) -> None:
     with pytest.raises(PMLError, match=what):
         composed("chatml", Talk(schema, prompt, said("user Hi"), []))
+
+
+@pytest.mark.parametrize(("prompt", "notes"), [("<a/><b/>", ()), ("<b/><a/>", ("'a' stands before 'b'",))])
+def test_the_schema_s_order_is_used_and_noted(prompt: str, notes: tuple[str, ...]) -> None:
+    plan = composed("chatml", Talk(SYSTEM, prompt, said("user Which?"), []))
+    assert plan.notes == tuple(f"the schema's order is used: {note}" for note in notes)
+    assert plan_text(plan, tokenizer_with("chatml")).index(A) < plan_text(
+        plan, tokenizer_with("chatml")
+    ).index(B)
+
+
+def test_a_date_that_has_changed_is_new_text() -> None:
+    """What the template writes of the clock is found when a conversation is rendered."""
+    dated = CHAT_TEMPLATES["llama3.1"].replace("strftime_now", "date_of")
+    encoder = TextEncoder(byte_tokenizer(bos="<s>", chat_template=dated))
+    (schema,) = parse_document(SYSTEM).schemas
+    layout = build_layout(schema, encoder, 4096)
+    prompt = parse_document("<prompt schema='s'><a/></prompt>").prompt
+    assert prompt is not None
+    texts = []
+    for date in ("26 Jul 2024", "3 May 2026"):
+        asked = Turns(said("user Which?"), template_options={"date_string": date})
+        plan = build_chat(layout, resolve_prompt(layout, prompt, IssueList()), asked)
+        texts.append(plan_text(plan, tokenizer_with("llama3.1")))
+        assert f"Today Date: {date}" in texts[-1] and A in texts[-1]
+        assert any(isinstance(s, CachedSegment) and s.unit.id == "s/a" for s in plan.segments)
+    assert texts[0].replace("26 Jul 2024", "3 May 2026") == texts[1]

@@ -107,13 +107,15 @@ class Plan:
 
     The last token of a plan, by position, is always new: a prompt with nothing new recomputes it.
     ``units`` holds every unit that a segment names and, before them, the units of their contexts, so
-    that encoding them in this order always finds a unit's context encoded.
+    that encoding them in this order always finds a unit's context encoded. ``notes`` say where the prompt is
+    not what its document looks like.
     """
 
     schema: str
     digest: str
     units: tuple[Unit, ...]
     segments: tuple[Segment, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def placed_units(self) -> tuple[tuple[Unit, int], ...]:

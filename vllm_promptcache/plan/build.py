@@ -73,7 +73,7 @@ def _plan(layout: SchemaLayout, resolution: Resolution, parts: Iterable[Part]) -
         issues.add(place.issue(f"{what} and needs one to generate at"))
     issues.raise_if_any()
     segments = _end_in_new(segments, resolution)
-    return Plan(layout.name, layout.digest, _units(layout, segments), segments)
+    return Plan(layout.name, layout.digest, _units(layout, segments), segments, resolution.notes)
 
 
 # What is included

@@ -88,6 +88,18 @@ class Resolution:
     issues: IssueList
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """That the schema's order is used, where the prompt has another."""
+        last: dict[int, ModuleLayout] = {}
+        for included in self.included:
+            before = last.get(id(included.parent))
+            if before is not None and included.module.index < before.index:
+                first, second = quote(included.module.name), quote(before.name)
+                return (f"the schema's order is used: {first} stands before {second}",)
+            last[id(included.parent)] = included.module
+        return ()
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """All chat roles of the prompt's PML, the schema's first, in order."""
         messages = (text.node for text in self.rest if isinstance(text.node, MessageNode))

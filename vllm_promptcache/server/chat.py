@@ -96,6 +96,7 @@ class PromptCacheServingChat(OpenAIServingChat):
         prompt = await self._service.composer.compose_chat(
             pml_of(request), options_of(request), turns, tenant=tenant
         )
+        note(request, **({"notes": list(prompt.plan.notes)} if prompt.plan.notes else {}))
         text = None
         if request.return_prompt_text:
             text = self.renderer.get_tokenizer().decode(prompt.token_ids)
