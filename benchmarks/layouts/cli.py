@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.layouts.table import LAYOUTS, Layout
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
 
     llm = LLM(
         model=args.model or str(embedded_model_path()),
+        chat_template=Path(__file__).with_name("tools.jinja"),
         enforce_eager=True,
         max_model_len=4096,
         max_num_seqs=4,

@@ -33,7 +33,7 @@ REPAIRS = [
 
 
 def without_sources(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in s.items() if k not in ("source", "repaired")} for s in segments]
+    return [{k: v for k, v in s.items() if k not in ("source", "repaired", "plain")} for s in segments]
 
 
 @settings(deadline=None)
