@@ -399,6 +399,32 @@ CASES: tuple[Case, ...] = (
     Case("code-in-cdata", _CODE, '<prompt schema="code"><file/> <![CDATA[ if a < b: pass ]]></prompt>'),
     Case("spaces", _SPACES, '<prompt schema="spaces"><kept/><joined/><compact/> How  many?</prompt>'),
     Case(
+        "lines-left-out",
+        """<schema name="lines">
+          Sources:
+          <module name="report 2024.pdf">
+            Eleven boats were sold:
+              - five in March,
+              - six in May.
+          </module>
+          <module name="left out">It rained.</module>
+          <module name="资料">Prices
+            <union>
+              <module name="high">are high</module>
+              <module name="low">are low, and fall</module>
+            </union>
+            for <parameter name="whom" length="8"/>.</module>
+
+          Answer from the sources.
+        </schema>""",
+        """<prompt schema="lines">
+          <use module="report 2024.pdf"/>
+          <资料><high/><argument name="whom">us all</argument></资料>
+          Who buys boats?
+        </prompt>""",
+        notes="names of any kind; white space goes with what is left out",
+    ),
+    Case(
         "other-scripts",
         '<schema name="world">Übersetze ins Deutsche: '
         '<module name="m">日本語の文章です。 Привет 👋&#x1F30D;</module></schema>',

@@ -78,7 +78,7 @@ def parsed(document: str | bytes) -> Document | None:
 
 
 @given(SCHEMAS, PROMPTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_documents_of_all_sorts_plan_or_are_refused(schema: str, prompt: str) -> None:
     one, other = parsed(schema), parsed(prompt)
     if one is None or other is None or other.prompt is None:
@@ -89,7 +89,7 @@ def test_documents_of_all_sorts_plan_or_are_refused(schema: str, prompt: str) ->
 
 
 @given(st.one_of(SCHEMAS, PROMPTS), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_documents_that_are_cut_or_changed_are_refused_in_order(document: str, data: st.DataObject) -> None:
     raw = bytearray(document.encode())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -109,7 +109,7 @@ def test_documents_that_are_cut_or_changed_are_refused_in_order(document: str, d
 
 
 @given(st.one_of(st.binary(max_size=60), TEXTS, st.text("<>&/!?[]-=\"' ab;#x0", max_size=40)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_anything_at_all_is_refused_in_order(document: str | bytes) -> None:
     parsed(document)
 
@@ -134,7 +134,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_json_of_all_sorts_is_laid_out_or_refused(value: Any) -> None:
     for form in (value, {"name": "s", "content": value}, {"name": "s", "modules": [value]}):
         with contextlib.suppress(PMLError):
