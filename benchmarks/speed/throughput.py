@@ -17,7 +17,7 @@ from benchmarks.harness.run import Cell, Result, Run
 from benchmarks.harness.servers import Plugin, Server, let_others_rest
 from benchmarks.harness.spread import Spread, by_place, interleave, ratio_of
 from benchmarks.harness.text import TextSource, read_corpus
-from benchmarks.speed.shelves import Question, Shelves
+from benchmarks.speed.pool import SCHEMA, Pool, Question
 
 WAYS = {"off": "vLLM, prefix cache off", "on": "vLLM, prefix cache on", "composed": "composed"}
 
@@ -65,7 +65,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
     corpus = read_corpus(settings.data)
     source = TextSource(corpus, AutoTokenizer.from_pretrained(settings.model), settings.seed)
     documents, tokens = (16, 160) if settings.quick else (args.documents, args.document_tokens)
-    shelves = Shelves.fill(source, documents, tokens, settings.longest_cached, args.zipf, settings.seed)
+    pool = Pool.fill(source, documents, tokens, args.zipf, settings.seed)
     points = [
         (kind, int(level))
         for kind in args.load.split(",")
@@ -81,45 +81,42 @@ def run(run: Run, args: argparse.Namespace) -> None:
         }
         for server in servers.values():
             run.add_server(stack.enter_context(server).describe())
-        servers["composed"].register(shelves.to_pml())
+        servers["composed"].register(pool.to_pml())
         started = time.perf_counter()
-        servers["composed"].call("POST", f"/v1/prompt_cache/schemas/{shelves.name}/warm", {})
-        pool = {**shelves.describe(), "encoding_s": round(time.perf_counter() - started, 1)}
-        pool["warm_up"] = 4 if settings.quick else args.warm_up
-        run.result["pool"] = pool
-        _fill_prefix_cache(servers["on"], shelves, pool["warm_up"])
+        servers["composed"].call("POST", f"/v1/prompt_cache/schemas/{SCHEMA}/warm", {})
+        encoding_s = round(time.perf_counter() - started, 1)
+        warm_up = 4 if settings.quick else args.warm_up
+        run.result["pool"] = {**pool.describe(), "encoding_s": encoding_s, "warm_up": warm_up}
+        _fill_prefix_cache(servers["on"], pool, warm_up)
         for kind, level in points:
             key = f"{kind}:{level}"
             if run.wants(key):
                 rounds = 2 if settings.quick else args.rounds or LOADS[kind].rounds
-                cell = _measure(servers, shelves, kind, level, rounds, settings.quick)
+                cell = _measure(servers, pool, kind, level, rounds, settings.quick)
                 run.add(key, {"load": kind, "concurrency": level, **cell})
                 run.say(f"{key}: composed / on {shown(_ratio(cell, 'composed', 'on'), 2)}")
 
 
-def _fill_prefix_cache(server: Server, shelves: Shelves, count: int) -> None:
+def _fill_prefix_cache(server: Server, pool: Pool, count: int) -> None:
     """What vLLM's prefix cache finds grows with what it has been asked."""
-    questions = [shelves.ask().to_ask("on", 1) for _ in range(count)]
+    questions = [pool.ask().to_ask("on", 1) for _ in range(count)]
     if questions:
         ask_at_once(server, questions, CONCURRENCY_OF_WARM_UP)
 
 
-def _measure(
-    servers: dict[str, Server], shelves: Shelves, kind: str, level: int, rounds: int, quick: bool
-) -> Cell:
+def _measure(servers: dict[str, Server], pool: Pool, kind: str, level: int, rounds: int, quick: bool) -> Cell:
     load = LOADS[kind]
     count = 8 if quick else max(load.at_least, load.per_flight * level)
     ways = list(WAYS) if kind != "perfect" else ["on", "composed"]
 
     def questions(number: int) -> list[Question]:
-        return [shelves.same() if kind == "perfect" else shelves.ask() for _ in range(number)]
+        return [pool.same() if kind == "perfect" else pool.ask() for _ in range(number)]
 
     for way in ways:
         # Steady state before the first sample.
         warm_up = questions(max(level, 4) if kind != "perfect" else 2)
         ask_at_once(servers[way], [q.to_ask(way, load.num_answer_tokens) for q in warm_up], level)
     samples: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    before = (shelves.num_asked, shelves.num_unshelved)
     asked: dict[tuple[int, ...], list[Question]] = {}
     for way, place in interleave(dict.fromkeys(ways, 1), rounds):
         if place not in asked:
@@ -131,8 +128,6 @@ def _measure(
     return {
         "requests": count,
         "answer_tokens": load.num_answer_tokens,
-        "documents_asked": shelves.num_asked - before[0],
-        "documents_unshelved": shelves.num_unshelved - before[1],
         "samples": samples,
     }
 
@@ -169,15 +164,10 @@ def tables(result: Result) -> list[Table]:
         )
         times.append((*name, *(shown(_ttft(cell, way), 0) for way in WAYS)))
     pool = result["pool"]
-    asked, unshelved = (
-        sum(cell[key] for cell in result["cells"].values())
-        for key in ("documents_asked", "documents_unshelved")
-    )
     note = (
         f"Every question takes {pool['documents_a_question']} documents of {pool['documents']}, "
         f"Zipf-distributed (exponent {pool['zipf']}), of {pool['document_tokens']} tokens on average. "
-        f"The pool's schema has {pool['shelves']} unions side by side, each document a member of two; "
-        f"{unshelved} of {asked} documents found both taken and were sent as new text. Encoding the pool "
+        "Composed, they are members of a pool, in the order in which they were found. Encoding the pool "
         f"took {pool['encoding_s']} s, once; the server with the prefix cache was asked {pool['warm_up']} "
         "questions before. A perfect prefix is "
         f"{pool['same_tokens']} tokens and the question; vLLM computes what does not fill a block again."

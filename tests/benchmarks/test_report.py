@@ -173,8 +173,6 @@ def throughput_cell(load: str, *ways: str) -> dict[str, Any]:
     return {
         "load": load,
         "concurrency": 8,
-        "documents_asked": 100,
-        "documents_unshelved": 1,
         "samples": {way: [{"place": [0, 0], **burst}, {"place": [1, 0], **burst}] for way in ways},
     }
 
@@ -234,7 +232,6 @@ RESULTS: dict[Any, dict[str, Any]] = {
             "document_tokens": 256,
             "documents_a_question": "5 to 10",
             "zipf": 1.0,
-            "shelves": 16,
             "encoding_s": 20.5,
             "warm_up": 100,
             "same_tokens": 1911,
