@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from collections.abc import Callable
 from types import FrameType
 
@@ -140,3 +141,26 @@ def test_nesting_costs_what_it_is() -> None:
 def test_a_long_line_is_read_once_for_all_its_mistakes() -> None:
     data = b"x" * 100_000
     assert bytes_decoded(data, list(range(1000, 100_000, 1000))) <= len(data)
+
+
+def test_paths_take_a_bounded_room() -> None:
+    """A document in which long names stand in each other, and many short ones in the last of them."""
+
+    def nested(num_leaves: int) -> str:
+        opened = "".join(f"<module name='{'d' * 120}{i}'>" for i in range(60))
+        leaves = "".join(f"<module name='m{i}'>x</module>" for i in range(num_leaves))
+        return f"<schema name='s'>{opened}{leaves}{'</module>' * 60}</schema>"
+
+    tracemalloc.start()
+    try:
+        (schema,) = parse_document(nested(500)).schemas
+        layout = build_layout(schema, byte_tokenizer(), 1 << 20)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(layout.modules) == 561
+    assert held < 16 * 1024 * 1024
+    with pytest.raises(PMLError, match="the modules' paths have more than 4194304 characters"):
+        parse_document(nested(600))
+    with pytest.raises(PMLError, match="has 1000000 characters; 128 are allowed"):
+        parse_document(f"<schema name='{'s' * 1_000_000}'><module name='a'/></schema>")

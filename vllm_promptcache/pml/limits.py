@@ -23,7 +23,7 @@ class Limits:
     max_scaffolds: int = 256
     max_placeholders: int = 1_048_576
     max_contexts: int = 32_768
-    max_path_characters: int = 8_388_608
+    max_path_characters: int = 4_194_304
 
 
 DEFAULT_LIMITS = Limits()
