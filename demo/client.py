@@ -74,7 +74,25 @@ class Client:
         self, pml: str, question: str, *, max_tokens: int, stop: Sequence[str] = (), reuse: bool = True
     ) -> Answering:
         """Asks a question after a prompt in PML."""
-        extra: dict[str, Any] = {"pml": pml}
+        return self._chat([{"role": "user", "content": question}], {"pml": pml}, max_tokens, stop, reuse)
+
+    def chat_over(
+        self, passages: Sequence[str], question: str, *, max_tokens: int, stop: Sequence[str] = ()
+    ) -> Answering:
+        """Asks a question behind marked passages, without PML."""
+        mark = {"cache_control": {"type": "ephemeral"}}
+        parts: list[dict[str, Any]] = [{"type": "text", "text": f"{text}\n", **mark} for text in passages]
+        content = [*parts, {"type": "text", "text": question}]
+        return self._chat([{"role": "user", "content": content}], {}, max_tokens, stop)
+
+    def _chat(
+        self,
+        messages: Any,
+        extra: dict[str, Any],
+        max_tokens: int,
+        stop: Sequence[str],
+        reuse: bool = True,
+    ) -> Answering:
         if not reuse:
             extra["prompt_cache"] = {"reuse": False}
         if stop:
@@ -82,7 +100,7 @@ class Client:
         started = time.perf_counter()
         chunks = self._client.chat.completions.create(
             model=self._model,
-            messages=[{"role": "user", "content": question}],
+            messages=messages,
             temperature=0,
             max_tokens=max_tokens,
             stop=list(stop) or None,

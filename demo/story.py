@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from demo.client import Client
+from demo.client import Answer, Client
 from demo.errors import DemoError
 from demo.machine import available_memory, choose_port, require_memory
 from demo.measure import measure, render_timings
@@ -29,6 +30,8 @@ ANSWER_TOKENS = 48
 STOP = (".", "\n")
 # Packages in the schema, modules in the prompt, and questions that are asked of it.
 NUM_PACKAGES, NUM_MODULES, NUM_QUESTIONS = 6, 4, 3
+# Passages to choose from, how long one is, how many come again and again, and in how many orders.
+NUM_PASSAGES, PASSAGE_CHARACTERS, NUM_OFTEN, NUM_ORDERS = 200, 900, 6, 4
 # How long a server that has stopped answering may take to end.
 DYING_S = 10.0
 TEMPORARY_PREFIX = "vllm-promptcache-demo-"
@@ -140,6 +143,8 @@ def _show(server: Server, client: Client, packages: list[Description], rounds: i
 
 
 def _ask(client: Client, packages: list[Description]) -> None:
+    heading("Passages, in another order each time")
+    _play_passages(client, find_descriptions(NUM_PASSAGES, max_characters=PASSAGE_CHARACTERS))
     heading("A travel planner")
     for scene in TRAVEL_SCENES:
         _play(client, scene)
@@ -148,6 +153,33 @@ def _ask(client: Client, packages: list[Description]) -> None:
     note(f"The second schema was written a moment ago, from the metadata of {names}.")
     say()
     _play(client, _packages_scene(packages))
+
+
+def passage_orders(num_passages: int) -> list[list[int]]:
+    """Which passages each question has before it: some are there again and again, at other places."""
+    order = random.Random(1)
+    often = order.sample(range(num_passages), min(NUM_OFTEN, num_passages))
+    return [order.sample(often, min(NUM_MODULES, len(often))) for _ in range(NUM_ORDERS)]
+
+
+def _play_passages(client: Client, passages: list[Description]) -> None:
+    note(
+        f"Plain chat requests over {len(passages)} passages, a few in each, ranked anew for each question."
+        " They carry a mark, and there is no schema."
+    )
+    say()
+    for order in passage_orders(len(passages)):
+        chosen = [passages[index] for index in order]
+        say(f"  {', '.join(each.package for each in chosen)}")
+        question = f"What is {chosen[0].package}?"
+        say(f"  > {question}")
+        answering = client.chat_over(
+            [each.text for each in chosen], question, max_tokens=ANSWER_TOKENS, stop=STOP
+        )
+        stream(answering, "    ")
+        answer = answering.answer
+        assert answer is not None
+        _say_counts(answer)
 
 
 def _packages_scene(packages: list[Description]) -> Scene:
@@ -169,10 +201,14 @@ def _play(client: Client, scene: Scene) -> None:
         stream(answering, "    ")
         answer = answering.answer
         assert answer is not None
-        say(
-            f"    [{answer.num_prompt_tokens} tokens in the prompt, {answer.num_reused_tokens} reused;"
-            f" first token after {answer.first_token_s:.2f} s]\n"
-        )
+        _say_counts(answer)
+
+
+def _say_counts(answer: Answer) -> None:
+    say(
+        f"    [{answer.num_prompt_tokens} tokens in the prompt, {answer.num_reused_tokens} reused;"
+        f" first token after {answer.first_token_s:.2f} s]\n"
+    )
 
 
 def _measure(client: Client, packages: list[Description], rounds: int) -> None:

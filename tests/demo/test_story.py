@@ -51,6 +51,16 @@ def test_the_packages_scene_fits_its_schema(tmp_path: Path, tokenizer: Any) -> N
     assert build_plan(layout, prompt).num_cached_tokens > 1000
 
 
+def test_passages_come_again_at_other_places() -> None:
+    passages = find_descriptions(story.NUM_PASSAGES, max_characters=story.PASSAGE_CHARACTERS)
+    orders = story.passage_orders(len(passages))
+    assert len(orders) == story.NUM_ORDERS
+    assert all(len(set(order)) == story.NUM_MODULES for order in orders)
+    places = {(passage, order.index(passage)) for order in orders for passage in order}
+    again = [passage for passage in {p for p, _ in places} if len({i for p, i in places if p == passage}) > 1]
+    assert len(again) >= 3
+
+
 def test_a_taken_port_ends_the_demo_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as listener:
         listener.bind((HOST, 0))

@@ -15,7 +15,7 @@ from tests.byte_tokenizer import CHATML, CHATML_TOOLS, HEADERS, INST, NO_SYSTEM,
 from vllm_promptcache.contract.plain import plain_tokens
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.marks import Mark, read_marks
+from vllm_promptcache.frontend.marks import NO_PINS, Mark, read_marks
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.plan.marked import TokenRun, build_marked
 
@@ -97,6 +97,12 @@ def test_what_marks_say() -> None:
 def test_marks_that_say_nothing(mark: dict[str, Any]) -> None:
     with pytest.raises(RefusedError, match="of a part: "):
         read_marks([{"role": "user", "content": [part("x", **mark)]}])
+
+
+def test_pins_of_marks_are_said_to_be_ignored() -> None:
+    asked = conversation(part("x", prompt_cache={"pin": True}))
+    assert read_marks(asked).problem == NO_PINS
+    assert read_marks(asked).has_marks
 
 
 def test_images_cannot_be_marked() -> None:

@@ -19,6 +19,8 @@ from vllm_promptcache.frontend.errors import RefusedError
 
 CACHE_CONTROL, PROMPT_CACHE = "cache_control", "prompt_cache"
 
+NO_PINS = "a marked part cannot be pinned: register it as a member of a pool to have it pinned"
+
 # After so many parts that are not found, no others are looked for: each search reads all of the prompt.
 _MAX_MISSES = 16
 _OPTIONS = ("name", "ttl", "pin")
@@ -29,8 +31,9 @@ _MAX_NAME = 512
 
 @dataclass(frozen=True)
 class Mark:
-    """What a mark says: a `name`, for how many seconds after its last use (`ttl`) and whether (`pin`) the
-    part's states are held."""
+    """What a mark says: a `name`, and what it asks for: that the part's states are held for so many seconds
+    after their last use (`ttl`), or whoever wants their blocks (`pin`). Neither is done: what is marked is
+    kept as long as there is room, and a pin is said to be ignored."""
 
     name: str | None = None
     ttl: float | None = None
@@ -121,6 +124,8 @@ def read_marks(
                 problem = f"a part of type {part.get('type')!r} cannot be marked, only text"
         if message.get("role") in ("system", "developer") and first_turn == len(parts) - 1:
             first_turn = len(parts)
+    if any(part.mark is not None and part.mark.pin for part in parts):
+        problem = problem or NO_PINS
     return MarkedParts(
         tuple(parts),
         first_turn,
