@@ -33,6 +33,7 @@ BENCHMARKS = {
 }
 # These have options of their own.
 OTHERS = {
+    "eviction": "hit rates of what is evicted on Zipf traces, beside LRU and the offline optimum",
     "layouts": "tokens computed by everyday prompts: plain sent twice, composed sent twice",
     "quality": "answers over modules against full prefill",
     "laboratory": "the same of encodings and repairs that no engine has, as masks in Transformers",

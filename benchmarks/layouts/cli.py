@@ -16,7 +16,7 @@ _HEADER = """| layout | tokens | plain, first | plain, again | composed, first |
 
 def main(arguments: Sequence[str]) -> int:
     """Counts the tokens that each layout computes; 1 if any computes more composed than plain."""
-    from vllm_promptcache.embedded_model import embedded_model_path
+    from demo.embedded_model import embedded_model_path
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks layouts", description=__doc__)
     parser.add_argument("--model", default=None, help="a model (default: the embedded one)")

@@ -1,6 +1,6 @@
 """What goes first, and how close that comes to the best that could be done."""
 
-from benchmarks.eviction import belady, hit_rate, least_recently_used, zipf_trace
+from benchmarks.eviction.traces import belady, hit_rate, least_recently_used, zipf_trace
 from vllm_promptcache.records.eviction import GreedyDual, encoding_cost
 
 

@@ -122,16 +122,16 @@ class Composing:
         """
         context = {key: self._store.known[key].text for key in unit.context}
         composition, token_ids = compose_encoding(unit.text, unit.key.position, context)
-        asker = requester.request if requester is not None else None
-        priority, arrival_time = just_before(asker) if asker is not None else (BACKGROUND_PRIORITY, None)
+        waiting = requester.request if requester is not None else None
+        priority, arrival_time = just_before(waiting) if waiting is not None else (BACKGROUND_PRIORITY, None)
         request = Request(
             request_id=request_id,
             prompt_token_ids=token_ids,
             sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
             pooling_params=None,
-            client_index=asker.client_index if asker is not None else 0,
+            client_index=waiting.client_index if waiting is not None else 0,
             arrival_time=arrival_time,
-            lora_request=asker.lora_request if asker is not None else None,
+            lora_request=waiting.lora_request if waiting is not None else None,
             priority=priority,
         )
         for key in composition.unit_keys:
@@ -139,7 +139,7 @@ class Composing:
         # Its one generated token is thrown away and needs no position.
         seats = self._seats(composition, self._max_model_len + 1)
         _reorder(request, composition, None)
-        requester_id = asker.request_id if asker is not None else None
+        requester_id = waiting.request_id if waiting is not None else None
         return ComposedRequest(request, composition, seats, is_encoding=True, requester_id=requester_id)
 
     def _seats(self, composition: Composition, num_positions: int) -> Seats:

@@ -23,24 +23,24 @@ from vllm_promptcache.plan.turns import Flowing, Part, Turn, read_turns, take_bo
 from vllm_promptcache.pml.nodes import PromptNode
 
 # Token IDs and what `NewSegment.source` says of them.
-Tail = Sequence[tuple[Sequence[int], str]]
+Continuation = Sequence[tuple[Sequence[int], str]]
 
 
-def build_plan(layout: SchemaLayout, prompt: PromptNode, tail: Tail = ()) -> Plan:
-    """The plan of a prompt, followed by the `tail` runs of new tokens.
+def build_plan(layout: SchemaLayout, prompt: PromptNode, continuation: Continuation = ()) -> Plan:
+    """The plan of a prompt, followed by the `continuation`'s runs of new tokens.
 
     Raises PMLError with every mistake: unknown names, what is included twice, arguments and text that
     do not fit, a prompt that leaves the model no position to generate at, or one without any token.
     """
-    return build_resolved(layout, resolve_prompt(layout, prompt, IssueList()), tail)
+    return build_resolved(layout, resolve_prompt(layout, prompt, IssueList()), continuation)
 
 
-def build_resolved(layout: SchemaLayout, resolution: Resolution, tail: Tail = ()) -> Plan:
+def build_resolved(layout: SchemaLayout, resolution: Resolution, continuation: Continuation = ()) -> Plan:
     """As `build_plan`, for a prompt whose names have been looked up; their issues are raised here."""
     turns = _turns(layout, resolution)
     parts = with_words(turns, layout.encoder, resolution.issues)
     resolution.issues.raise_if_any()
-    return _plan(layout, resolution, [*parts, *(Flowing(ids, source) for ids, source in tail)])
+    return _plan(layout, resolution, [*parts, *(Flowing(ids, source) for ids, source in continuation)])
 
 
 def build_chat(layout: SchemaLayout, resolution: Resolution, asked: Turns) -> Plan:
