@@ -140,6 +140,13 @@ def test_the_list_of_decisions_is_complete() -> None:
     assert listed == sorted(path.name for path in (ROOT / "docs" / "adr").glob("*.md"))
 
 
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "log").glob("*.md")]
+    missing = [p.name for p in pages if f"]({p.relative_to(ROOT / 'docs')})" not in index]
+    assert missing == ["README.md"]
+
+
 def test_documents_have_the_examples_that_this_file_looks_for() -> None:
     assert EXAMPLES
     assert any(block.language == "xml" for block in blocks(ROOT / "README.md"))
