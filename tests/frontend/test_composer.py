@@ -157,7 +157,7 @@ def test_a_forbidden_schema_is_neither_laid_out_nor_remembered(monkeypatch: pyte
     document = f"<pml>{schema('own')}<prompt schema='own'/></pml>"
     with pytest.raises(RefusedError, match="no schemas from requests"):
         text(front_end, document)
-    assert front_end.composer._memory.get(document) is None
+    assert not front_end.composer._memory._documents
 
 
 def test_generation_ends_where_positions_run_out(front_end: FrontEnd) -> None:

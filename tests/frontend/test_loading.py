@@ -8,7 +8,7 @@ import pytest
 from tests.frontend.support import FrontEnd, StoreLink, schema
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.frontend.documents import DocumentMemory, load_schema_files
+from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.loading import load_and_pin
 from vllm_promptcache.pml.limits import Limits
@@ -98,13 +98,3 @@ def test_placeholders_of_all_schemas_of_a_document_are_limited_together(tmp_path
         (tmp_path / f"{number}.pml").write_text(text)
     run_sync(load_and_pin(front_end.registry, load_schema_files([str(tmp_path)], front_end.config)))
     assert len(front_end.registry.entries) == 3
-
-
-def test_documents_are_forgotten_when_there_are_too_many() -> None:
-    front_end = FrontEnd()
-    memory = DocumentMemory()
-    texts = [f"<pml>{schema('s')}<prompt schema='s'>{number}</prompt></pml>" for number in range(70)]
-    for text in texts:
-        memory.put(text, front_end.registry.builder.document_of(text))
-        assert memory.get(texts[0]) is not None
-    assert memory.get(texts[1]) is None and memory.get(texts[-1]) is not None

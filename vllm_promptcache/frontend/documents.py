@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
 from vllm_promptcache.pml.parser import load_schema_file, parse_document
 
-MAX_REMEMBERED = 64
-MAX_REMEMBERED_CHARACTERS = 32 * 1024 * 1024
+# Bytes of a document without schemas, and of each element and text of a prompt.
+_DOCUMENT = 20_000
+_NODE = 700
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,19 @@ class RequestDocument:
 
     prompt: PromptNode
     entries: Mapping[str, SchemaEntry]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """What it holds in memory, or more: its layouts, its prompt and its text."""
+        layouts = sum(entry.num_bytes for entry in self.entries.values())
+        num_nodes = 0
+        pending: list[Any] = [self.prompt]
+        while pending:
+            node = pending.pop()
+            num_nodes += 1 + len(getattr(node, "arguments", ()))
+            pending += getattr(node, "children", ())
+            pending += getattr(node, "texts", ())
+        return _DOCUMENT + layouts + _NODE * num_nodes + 2 * len(self.prompt.place.source.data)
 
 
 class LayoutBuilder:
@@ -97,37 +110,6 @@ class LayoutBuilder:
     def _build_one(self, schema: SchemaNode) -> SchemaLayout:
         min_free = self._min_free_tokens
         return build_layout(schema, self.encoder, self.max_model_len, min_free, self.limits)
-
-
-class DocumentMemory:
-    """Documents with schemas of their own, by their text: the ones used last stay."""
-
-    def __init__(self) -> None:
-        self._documents: OrderedDict[str, tuple[int, RequestDocument]] = OrderedDict()
-        self._characters = 0
-
-    def get(self, text: str) -> RequestDocument | None:
-        """The document with this text, if it is remembered."""
-        key = _key(text)
-        found = self._documents.get(key)
-        if found is None:
-            return None
-        self._documents.move_to_end(key)
-        return found[1]
-
-    def put(self, text: str, document: RequestDocument) -> None:
-        """Remember a document, and forget the ones not used for longest beyond the limits."""
-        key = _key(text)
-        if key not in self._documents:
-            self._characters += len(text)
-        self._documents[key] = len(text), document
-        while len(self._documents) > MAX_REMEMBERED or self._characters > MAX_REMEMBERED_CHARACTERS:
-            _, (characters, _) = self._documents.popitem(last=False)
-            self._characters -= characters
-
-
-def _key(text: str) -> str:
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def load_schema_files(paths: Iterable[str], config: PromptCacheConfig) -> list[tuple[str, SchemaNode]]:

@@ -12,6 +12,7 @@ from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.errors import quote, unknown
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
 from vllm_promptcache.frontend.members import PoolMembers
+from vllm_promptcache.frontend.sizes import layout_bytes
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import ModuleLayout
 from vllm_promptcache.layout.schema import SchemaLayout
@@ -104,6 +105,11 @@ class SchemaEntry:
     def num_tokens(self) -> int:
         """How many tokens its cached text has."""
         return sum(module.num_tokens for module in self.layout.modules)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """What it holds in memory, or more."""
+        return layout_bytes(self.layout)
 
     @cached_property
     def _by_id(self) -> dict[str, Unit]:

@@ -8,9 +8,9 @@ from typing import Any
 from vllm_promptcache.contract.repair import FULL, Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.capacity import Capacity
-from vllm_promptcache.frontend.composer import SMALL_DOCUMENT, ComposedPrompt
+from vllm_promptcache.frontend.composer import ComposedPrompt
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import EngineLink, run_sync
+from vllm_promptcache.frontend.link import SMALL_CHARACTERS, EngineLink, run_sync
 from vllm_promptcache.frontend.marks import MarkedParts, Span, read_marks
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.layout.encoder import TextEncoder
@@ -49,7 +49,7 @@ class MarkComposer:
         Raises:
             RefusedError: no part can be reused, or the prompt does not fit the model or the cache.
         """
-        if len(prompt) <= SMALL_DOCUMENT:
+        if len(prompt) <= SMALL_CHARACTERS:
             return self._compose(prompt, parts, options)
         return await self._link.run(lambda: self._compose(prompt, parts, options))
 

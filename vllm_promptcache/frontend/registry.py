@@ -27,6 +27,9 @@ _SCHEMA = "schema"
 TOLD_AT_ONCE = 512
 ENCODED_AT_ONCE = 64
 
+# What all registered schemas may take of this process's memory: far more than models have positions for.
+MAX_BYTES = 1024**3
+
 T = TypeVar("T")
 
 
@@ -52,6 +55,7 @@ class SchemaRegistry:
         self.link = link
         self.builder = builder
         self.max_schemas = max_schemas
+        self.max_bytes = MAX_BYTES
         self.entries: dict[str, SchemaEntry] = {}
         self.layouts: dict[str, SchemaLayout] = {}
         self._catalog = catalog
@@ -92,6 +96,7 @@ class SchemaRegistry:
             entries = [self._same_or_new(layout, source) for layout in layouts]
             new = [entry for entry in entries if not entry.is_defined]
             self._refuse_too_many(new)
+            self._refuse_too_much(new)
             for entry in new:
                 await self._inherit(entry)
                 await self._define(entry)
@@ -274,6 +279,13 @@ class SchemaRegistry:
         if num_schemas > self.max_schemas:
             what = f"there would be {num_schemas} schemas; max_schemas is {self.max_schemas}"
             raise RefusedError(f"{what}: delete some first", CONFLICT)
+
+    def _refuse_too_much(self, new: Iterable[SchemaEntry]) -> None:
+        entries = {**self.entries, **{entry.name: entry for entry in new}}
+        num_bytes = sum(entry.num_bytes for entry in entries.values())
+        if num_bytes > self.max_bytes:
+            what = f"registered schemas would take {num_bytes} bytes of memory; {self.max_bytes} are allowed"
+            raise RefusedError(f"{what}: delete some first", INSUFFICIENT_STORAGE)
 
     async def _define(self, entry: SchemaEntry) -> None:
         """Tell the engine of a schema's units, which then has them until it forgets them."""

@@ -82,6 +82,13 @@ class TextEncoder:
             return None
         return int(unknown) if "unk" in str(tokenizer.unk_token).lower() else None
 
+    @cached_property
+    def max_characters(self) -> int:
+        """The most characters that one token stands for, as vLLM takes it: those of the longest name."""
+        tokenizer: Any = self._tokenizer
+        known = getattr(tokenizer, "max_chars_per_token", None)
+        return int(known) if known else max(map(len, tokenizer.get_vocab()))
+
     def role_tokens(self, role: str, previous: str | None) -> tuple[Sequence[int], Sequence[int]]:
         """Token IDs of the words before and after a `role` message that follows a `previous` one.
 

@@ -76,7 +76,11 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
         refuse_combinations(request)
         tenant = request.cache_salt is not None or self._maybe_get_adapters(request) is not None
         return await self._service.composer.compose_texts(
-            pml_of(request), options_of(request), completion_prompts(request), tenant=tenant
+            pml_of(request),
+            options_of(request),
+            completion_prompts(request),
+            tenant=tenant,
+            salt=request.cache_salt,
         )
 
     def _shown_text(self, request: CompletionRequest, prompt: ComposedPrompt) -> str | None:
