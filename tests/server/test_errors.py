@@ -8,7 +8,6 @@ import pytest
 
 from tests.server.support import MESSAGES, PROMPT
 from tests.server.test_chat import TOOLS, ask
-from vllm_promptcache.server.refusing import PATHS
 
 OWN = "<pml>{}<prompt schema='own'/></pml>"
 
@@ -104,7 +103,7 @@ def test_wrong_requests(
     assert (status, found) == (400, kind) and what in message
 
 
-@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/inference/v1/generate", "/v1/responses"])
 def test_other_apis_refuse_pml(server: Any, http: httpx.Client, path: str) -> None:
     body = {"model": "tiny", "messages": [MESSAGES], "input": "x", "pml": PROMPT}
     answer = httpx.post(server.url + path, json=body, timeout=60)

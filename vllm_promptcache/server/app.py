@@ -36,7 +36,7 @@ def extend(app: FastAPI) -> None:
             continue
         if route.path == COMPLETIONS:
             routes[index] = _accepting_empty_prompts(route)
-        elif route.path in refusing.PATHS:
+        elif refusing.refuses(route):
             routes[index] = refusing.refusing(route)
 
 

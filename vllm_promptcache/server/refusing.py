@@ -7,19 +7,14 @@ from fastapi.routing import APIRoute
 
 from vllm_promptcache.frontend.errors import RefusedError
 
-PATHS = frozenset(
-    {
-        "/tokenize",
-        "/v1/chat/completions/batch",  # one `pml` would belong to several conversations
-        "/v1/chat/completions/render",
-        "/v1/completions/render",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/messages/render",
-        "/v1/responses",
-        "/v1/responses/render",
-    }
-)
+# What composes prompts, and what has answers of its own to a body with `pml`.
+COMPOSING = frozenset({"/v1/chat/completions", "/v1/completions"})
+OWN = "/v1/prompt_cache"
+
+
+def refuses(route: APIRoute) -> bool:
+    """Whether a route takes bodies, and composes no prompts."""
+    return "POST" in route.methods and route.path not in COMPOSING and not route.path.startswith(OWN)
 
 
 def refusing(route: APIRoute) -> APIRoute:
@@ -37,9 +32,11 @@ def refusing(route: APIRoute) -> APIRoute:
 
 async def _refuse_pml(request: Request) -> None:
     """Raises RefusedError where a body has PML: some of the requests' models drop fields they do not know."""
+    if "form" in request.headers.get("content-type", ""):
+        return
     try:
         body = await request.json()  # FastAPI has read it already
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # there is none
     if isinstance(body, dict) and body.get("pml") is not None:
         what = f"pml works with /v1/chat/completions and /v1/completions, not with {request.url.path}"
