@@ -23,7 +23,7 @@ from vllm_promptcache.pml.parser import load_schema_file, parse_document
 
 # Bytes of a document without schemas, and of each element and text of a prompt.
 _DOCUMENT = 20_000
-_NODE = 700
+_NODE = 450
 
 
 @dataclass(frozen=True)
