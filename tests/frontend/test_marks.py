@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
 from tests.byte_tokenizer import CHATML, CHATML_TOOLS, HEADERS, INST, NO_SYSTEM, byte_tokenizer
 from vllm_promptcache.contract.plain import plain_tokens
@@ -214,3 +216,34 @@ def test_the_same_text_is_one_unit() -> None:
     plan = build_marked([TokenRun([3, 4], "a"), TokenRun([1]), TokenRun([3, 4], "b"), TokenRun([7])], [9])
     assert [unit.id for unit in plan.units] == ["messages:lead", "messages/a"]
     assert [unit.id for unit, _ in plan.placed_units].count("messages/a") == 2
+
+
+def test_seams_are_at_the_parts_edges(embedded_model: Path) -> None:
+    """With a tokenizer that merges, tokens differ from the plain prompt's next to a part's edge at most."""
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(embedded_model))
+    texts = [
+        "The desk opens at nine.",
+        "ends in spaces  ",
+        "  begins with them",
+        "\n\nlines\n\n",
+        "12",
+        "34",
+        "naïve 日本",
+    ]
+    messages = conversation(*[part(text, **EPHEMERAL) for text in texts], part("Why?"))
+    prompt = encoder.template._renderer.render(as_strings(messages), {"add_generation_prompt": True})
+    spans, _ = read_marks(messages).find(prompt)
+    assert [prompt[span.start : span.end] for span in spans] == texts
+    edges = sorted({edge for span in spans for edge in span[:2]})
+    bounds = [0, *edges, len(prompt)]
+    pieces = [encoder.encode(prompt[start:end]) for start, end in pairwise(bounds)]
+    assert encoder.decode([token for piece in pieces for token in piece]) == prompt
+    offsets = encoder._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    plain = dict(zip(map(tuple, offsets["offset_mapping"]), offsets["input_ids"], strict=True))
+    found: dict[tuple[int, int], int] = {}
+    for start, piece in zip(bounds, [prompt[a:b] for a, b in pairwise(bounds)], strict=False):
+        own = encoder._tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+        for (first, last), token in zip(own["offset_mapping"], own["input_ids"], strict=True):
+            found[first + start, last + start] = token
+    other = set(plain.items() ^ found.items())
+    assert all(any(start - 4 <= edge <= end + 4 for edge in edges) for (start, end), _ in other)
