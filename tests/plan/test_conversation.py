@@ -117,6 +117,12 @@ TALKS = {
         said(BRIEF, "user Hi", "assistant Hello.", f"user {A} Which?"),
     ),
     "modules in no message": Talk(LIBRARY, "<b/>", said("user Which?"), said(BRIEF, f"user {B}\nWhich?")),
+    "modules in no message and later turns": Talk(
+        LIBRARY,
+        "<b/>",
+        said("user Which?", "assistant The sky.", "user Sure?"),
+        said(BRIEF, f"user {B}\nWhich?", "assistant The sky.", "user Sure?"),
+    ),
     "no roles": Talk(NO_ROLES, "<a/>", said("user Which?"), said(f"system Be brief.{A}", "user Which?")),
     "no roles and text": Talk(
         NO_ROLES,

@@ -67,7 +67,8 @@ def test_repairs_compute_anew_what_their_definition_says(
     pml = PROMPT.replace("</prompt>", "<food/></prompt>")
     body = {"model": "tiny", "messages": MESSAGES, "pml": pml}
     model = load_reference_model(tiny_model)
-    defined = repaired_by_definition(http.post("/explain", json=body).json(), repair)
+    plain = http.post("/explain", json=body | {"prompt_cache": {"repair": "none"}}).json()
+    defined = repaired_by_definition(plain, repair)
     explained = http.post("/explain", json=body | options).json()
     answer = ask(client, pml, return_token_ids=True, ignore_eos=True, **options)
     tokens, _ = greedy(model, defined, 8)
@@ -173,6 +174,42 @@ def test_messages_may_be_empty_after_a_user_message(client: openai.OpenAI) -> No
     for streamed in (False, True):
         given: dict[str, Any] = {"add_generation_prompt": False, "stream": streamed, "echo": True}
         assert ask(client, ASKED, messages=[], **given)
+
+
+DESK = (
+    f"<schema name='desk'><system>Be brief.</system><user>Notes:<module name='a'>{'Grass is green. ' * 50}"
+    f"</module><module name='b'>{'The sky is blue. ' * 50}</module>\n</user></schema>"
+)
+EARLIER: Any = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "messages", "text"),
+    [
+        ("<a/><b/>Which?", [], "Which?"),
+        ("<a/><b/>", [{"role": "user", "content": "Which?"}], "Which?"),
+        ("<a/><b/>Which?", EARLIER, "Which?"),
+        ("<a/><user>Which?</user>", [], "Which?"),
+    ],
+)
+def test_documents_and_question_are_one_turn(
+    client: openai.OpenAI, prompt: str, messages: Any, text: str
+) -> None:
+    pml = f"<pml>{DESK}<prompt schema='desk'>{prompt}</prompt></pml>"
+    ask(client, pml, messages=messages)
+    answer = ask(client, pml, messages=messages, return_prompt_text=True)
+    written = answer.prompt_text
+    assert written.endswith(f"{text}<|im_end|>\n<|im_start|>assistant\n")
+    assert written.count("<|im_start|>user") == 1 + len(messages) // 2
+    assert "Grass is green. " in written.rpartition("<|im_start|>user")[2]
+    assert answer.prompt_cache["tokens_reused"] >= 200 and answer.prompt_cache["tokens_encoded"] == 0
+
+
+def test_the_schema_s_order_is_noted(client: openai.OpenAI) -> None:
+    pml = f"<pml>{DESK}<prompt schema='desk'><b/><a/>Which?</prompt></pml>"
+    assert ask(client, pml, messages=[]).prompt_cache["notes"] == [
+        "the schema's order is used: 'a' stands before 'b'"
+    ]
 
 
 def test_the_conversation_goes_on_without_a_second_system_message(client: openai.OpenAI) -> None:

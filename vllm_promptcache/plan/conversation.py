@@ -53,7 +53,8 @@ def join_turns(turns: Sequence[Turn], has_roles: bool, encoder: TextEncoder) -> 
         if last.is_loose or not (turn.role is None and turn.is_new):
             _separate(last.parts, message.parts, encoder)
         last.parts += message.parts
-        last.after, last.is_loose, last.asks = message.after, message.is_loose, last.asks or message.asks
+        last.after = message.after
+        last.is_loose, last.asks = last.is_loose and message.is_loose, last.asks or message.asks
     return joined
 
 
@@ -127,6 +128,9 @@ def _around_question(
     """Messages before the prompt's last turn, the one that is joined to it, and those after it."""
     if not joined or joined[-1].role != "user" or not messages or messages[0].get("role") == "assistant":
         return [], None, messages
+    if joined[-1].is_loose:
+        # What stands in no message is in the user's turn that follows.
+        return [], *((messages[0], messages[1:]) if messages[0].get("role") == "user" else (None, messages))
     last = messages[-1]
     is_prefix = bool(asked.template_options.get("continue_final_message")) or last.get("tool_calls")
     if last.get("role") == "assistant" and not is_prefix:
