@@ -199,7 +199,7 @@ def cached_tokens(server: Server, ask: Ask) -> int:
 def reuse(server: Server, ask: Ask) -> Reuse:
     """Ask once, untimed and without streaming.
 
-    A module's tokens count as reused also where it was encoded for the very request.
+    Tokens of modules that were encoded for the very request are not among those reused.
     """
     body: dict[str, Any] = {"model": MODEL_NAME, **ask.fields}
     body["messages" if ask.path == CHAT else "prompt"] = ask.prompt
