@@ -104,5 +104,13 @@ def test_the_examples_client_works_beside_it(folder: Folder, server: Server) -> 
 
 
 @pytest.mark.timeout(600)
+def test_marked_passages_are_reused_in_another_order(folder: Folder, server: Server) -> None:
+    said = folder.run(sys.executable, str(ROOT / "examples" / "passages.py"))
+    counts = [(int(all_of), int(reused)) for all_of, reused in re.findall(r"\[(\d+) .*, (\d+) reused", said)]
+    assert len(counts) == 3 and counts[0][1] < 100
+    assert counts[2][1] > 0.8 * counts[2][0]  # all three had been found before, each behind others
+
+
+@pytest.mark.timeout(600)
 def test_the_script_answers_without_a_server(folder: Folder) -> None:
     assert RIGHT.search(folder.run(sys.executable, "1.py"))
