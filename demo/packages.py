@@ -120,7 +120,10 @@ def cut(text: str, max_characters: int) -> str:
 
 
 def write_schema(folder: Path, descriptions: Iterable[Description]) -> Path:
-    """Writes `packages.pml` and a text file for each module into `folder`; returns the schema's path."""
+    """Writes `packages.pml` and a text file for each module into `folder`; returns the schema's path.
+
+    The modules stand in the user's message, where the question follows them.
+    """
     modules = ""
     for each in descriptions:
         file = folder / f"{each.module}.txt"
@@ -130,7 +133,7 @@ def write_schema(folder: Path, descriptions: Iterable[Description]) -> Path:
     path = folder / f"{SCHEMA_NAME}.pml"
     path.write_text(
         f'<schema name={quoteattr(SCHEMA_NAME)} space="compact">\n'
-        f"  <system>{INSTRUCTION}\n{modules}  </system>\n</schema>\n",
+        f"  <system>{INSTRUCTION}</system>\n  <user>\n{modules}  </user>\n</schema>\n",
         encoding="utf-8",
     )
     return path

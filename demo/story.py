@@ -186,7 +186,7 @@ def _packages_scene(packages: list[Description]) -> Scene:
     chosen = packages[:NUM_MODULES]
     modules = "".join(f"<{each.module}/>" for each in chosen)
     return Scene(
-        f"{len(chosen)} of its {len(packages)} modules:",
+        f"{len(chosen)} of its {len(packages)} modules, in one user's message with the question:",
         f'<prompt schema="packages">{modules}</prompt>',
         tuple(f"What is {each.package}?" for each in chosen[:NUM_QUESTIONS]),
     )

@@ -62,7 +62,7 @@ def test_the_schema_holds_the_texts_as_they_are(tmp_path: Path) -> None:
     texts = {"one": "Less < more & more.\n\nSecond paragraph.", "two.b": "]]> é"}
     path = write_schema(tmp_path, [Description(name, text) for name, text in texts.items()])
     (schema,) = load_schema_file(path).schemas
-    (role,) = schema.children
+    _, role = schema.children
     assert isinstance(role, RoleNode)
     modules = [child for child in role.children if isinstance(child, ModuleNode)]
     assert [module.name for module in modules] == ["one", "two.b"]
