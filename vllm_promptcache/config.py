@@ -31,6 +31,12 @@ class PromptCacheConfig:
         auto: what of plain chat requests is reused without a mark: ``tool_messages``, ``documents``,
             ``tools``.
         min_mark_tokens: shorter marked parts are computed.
+        host_gib: memory for records, in GiB, over all workers; 0 for none.
+        dir: a folder for records and registered schemas, which outlive the server; none by default.
+        disk_gib: how much of a disk they may take there, in GiB.
+        module_ttl_s: modules that no request used for so many seconds are dropped, unless they are pinned;
+            never by default. Their records stay.
+        record_dtype: ``auto`` keeps records in the model's data type, ``fp8`` in 8 bits.
     """
 
     schemas: tuple[str, ...] = ()
@@ -44,6 +50,11 @@ class PromptCacheConfig:
     repair: Repair = AUTO
     auto: tuple[str, ...] = ()
     min_mark_tokens: int = 64
+    host_gib: float = 1.0
+    dir: str | None = None
+    disk_gib: float = 10.0
+    record_dtype: str = "auto"
+    module_ttl_s: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.schemas, list | tuple) or not all(isinstance(s, str) for s in self.schemas):
@@ -62,6 +73,7 @@ class PromptCacheConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")
+        self._check_records()
         if not isinstance(self.allow_request_schemas, bool):
             raise ValueError("prompt cache config: allow_request_schemas must be true or false")
         if self.allow_management is None:
@@ -78,6 +90,19 @@ class PromptCacheConfig:
                 object.__setattr__(self, "repair", Repair.parse(self.repair))
             except ValueError as error:
                 raise ValueError(f"prompt cache config: {error}") from None
+
+    def _check_records(self) -> None:
+        for name in ("host_gib", "disk_gib"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1 << 30:
+                raise ValueError(f"prompt cache config: {name} is {value!r}, not a number of GiB from 0 on")
+        ttl = self.module_ttl_s
+        if ttl is not None and (not isinstance(ttl, int | float) or isinstance(ttl, bool) or not ttl > 0):
+            raise ValueError(f"prompt cache config: module_ttl_s is {ttl!r}, not a positive number or null")
+        if self.dir is not None and not (isinstance(self.dir, str) and self.dir):
+            raise ValueError(f"prompt cache config: dir is {self.dir!r}, not a path")
+        if self.record_dtype not in ("auto", "fp8"):
+            raise ValueError(f"prompt cache config: record_dtype is {self.record_dtype!r}, not auto or fp8")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptCacheConfig:

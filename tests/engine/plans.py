@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.geometry import find_pieces
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
 
 Span = tuple[int, int]
 
@@ -83,3 +83,26 @@ def travel(seed: str = "") -> Plan:
 def simple(name: str, num_tokens: int = 100, num_new: int = 10, question: str = "") -> Plan:
     """One module at the start and new text behind it."""
     return plan(unit(name, (0, num_tokens)), new(num_tokens, num_new, f"{name}{question}"))
+
+
+def members(*places: int, tokens: int = 90) -> Plan:
+    """Members of a pool behind 40 tokens of text, in the order of their numbers, and a question."""
+    root = unit("root", (0, 40))
+    parts: list[Unit | NewSegment | CachedSegment] = [root]
+    at = 40
+    for place in places:
+        member = unit(f"member {place}", (40, 40 + tokens + place), context=[root])
+        parts.append(CachedSegment(member, 0, member.num_tokens, at))
+        at += member.num_tokens
+    return plan(*parts, new(at, 9, f"{places}"))
+
+
+def placements_of(prompt: Plan) -> set[Placement]:
+    """What is encoded for a plan: units where they stand, and their contexts at home."""
+    reused = [s for s in prompt.segments if isinstance(s, CachedSegment)]
+    pending, contexts = [s.unit for s in reused], set[Placement]()
+    while pending:
+        seen = pending.pop().context
+        contexts.update(unit.placement for unit in seen)
+        pending += seen
+    return {s.placement for s in reused} | contexts

@@ -59,7 +59,8 @@ class Engine:
         plugin = settings.pop("plugin", True)
         force_async = settings.pop("force_async", False)
         if plugin:
-            settings["additional_config"] = {"prompt_cache": prompt_cache or {}}
+            # No records, unless a test asks for them: what is dropped is encoded again.
+            settings["additional_config"] = {"prompt_cache": {"host_gib": 0, **(prompt_cache or {})}}
         arguments = EngineArgs(model=str(model), **(defaults | settings))
         vllm_config = arguments.create_engine_config()
         if force_async:  # vLLM switches it off on CPUs, where it gains nothing; it works all the same
@@ -79,13 +80,13 @@ class Engine:
 
     def _record_encodings(self) -> None:
         """Keep the unit of every encoding that begins, in order, in `encoded`."""
-        begin = self.store.resident.begin
+        begin = self.scheduler.encodings.begin
 
-        def recorded(unit: StoredUnit) -> None:
+        def recorded(unit: StoredUnit, *args: Any) -> None:
             self.encoded.append(unit.key)
-            begin(unit)
+            begin(unit, *args)
 
-        self.store.resident.begin = recorded  # type: ignore[method-assign]
+        self.scheduler.encodings.begin = recorded
 
     @property
     def manager(self) -> PromptCacheBlockManager:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.language import plan_named
-from tests.engine.plans import travel
+from tests.engine.plans import members, travel
 from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import Repair
@@ -18,10 +18,11 @@ NUM_TOKENS = 16
 
 def plans(model: Path) -> list[Plan]:
     linked = repaired(travel(), Repair.parse("link:5+tail"))
-    return [travel(), linked, *(plan_named(name, model) for name in NAMES)]
+    moved = [members(1, 2, 3), members(3, 1, 2), members(2)]
+    return [travel(), linked, *(plan_named(name, model) for name in NAMES), *moved]
 
 
-def main(model: str) -> None:
+def main(model: str, folder: str) -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
 
     llm = LLM(
@@ -35,7 +36,7 @@ def main(model: str) -> None:
         kv_cache_memory_bytes=1 << 27,
         max_num_batched_tokens=101,
         max_num_seqs=16,
-        additional_config={"prompt_cache": {}},
+        additional_config={"prompt_cache": {"dir": folder}},
     )
     prompts = [TokensPrompt(prompt_token_ids=prompt_token_ids(p)) for p in plans(Path(model))]
     params = [
@@ -59,9 +60,11 @@ def main(model: str) -> None:
                     "cached": output.num_cached_tokens,
                 }
             )
-    llm.llm_engine.engine_core.call_utility("prompt_cache", "check", {})  # type: ignore[attr-defined]
+    call = llm.llm_engine.engine_core.call_utility  # type: ignore[attr-defined]
+    call("prompt_cache", "check", {})
+    print("STATS " + json.dumps(call("prompt_cache", "stats", {})), flush=True)
     print("ANSWERS " + json.dumps(answers), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

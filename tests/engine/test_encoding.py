@@ -41,6 +41,7 @@ def test_everything_at_once_agrees_with_the_oracle(engine: Engine, tiny_model: P
     assert report_of(cold) == {
         "modules_resident": 0,
         "modules_encoded": 5,
+        "modules_loaded": 0,
         "tokens_reused": 0,
         "tokens_encoded": prompt.num_cached_tokens,
         "tokens_found": 0,

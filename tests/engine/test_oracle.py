@@ -16,10 +16,10 @@ from tests.cases import CASES, ENCODE_MODES
 from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
+from tests.engine.plans import placements_of
 from tests.engine.support import greedy, largest_error, serving, tokens_of
 from tests.pool_cases import POOL_CASES
 from vllm_promptcache.contract.plan import Plan
-from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.repairs.repaired import without_reuse
 
 MAX_ERROR = 1e-3
@@ -82,5 +82,4 @@ def test_case(answers: Answers, plans: list[Plan], tiny_model: Path, oracle: Ora
 
 
 def test_each_unit_was_encoded_once(answers: Answers, plans: list[Plan]) -> None:
-    placed = {Placement(u.digest, u.home + by) for plan in plans for u, by in plan.placed_units}
-    assert answers.num_encodings == len(placed)
+    assert answers.num_encodings == len({placement for plan in plans for placement in placements_of(plan)})

@@ -11,7 +11,7 @@ from vllm.outputs import RequestOutput
 from tests.cases import CASES, ENCODE_MODES
 from tests.engine.language import plan_of
 from tests.engine.oracle import Oracle
-from tests.engine.plans import new, plan, travel, unit
+from tests.engine.plans import new, placements_of, plan, travel, unit
 from tests.engine.support import (
     Engine,
     composed,
@@ -29,7 +29,6 @@ from vllm_promptcache.blocks.wire import prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
 from vllm_promptcache.contract.repair import FULL, Repair
-from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.repairs.repaired import repaired
 
 MAX_ERROR = 1e-3
@@ -70,7 +69,7 @@ def answers(request: pytest.FixtureRequest, tiny_model: Path) -> Answers:
         warm = engine.ask(reversed(asked), params)[::-1]
         assert len(engine.encoded) == len(set(engine.encoded)) == num_encodings
         # With and without repairs, and with any of them, a unit's blocks are the same.
-        units = {Placement(u.digest, u.home + moved) for p in asked for u, moved in p.placed_units}
+        units = {placement for prompt in asked for placement in placements_of(prompt)}
         assert sum(key.part == WHOLE for key in engine.encoded) == len(units)
     step = len(REPAIRS)
     return Answers(*([o[i : i + step] for i in range(0, len(o), step)] for o in (cold, warm)))

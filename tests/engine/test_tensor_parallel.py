@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(300)
-def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> None:
+def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle, tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
@@ -24,7 +24,7 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> 
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.tensor_parallel", str(tiny_model)],
+        [sys.executable, "-m", "tests.engine.tensor_parallel", str(tiny_model), str(tmp_path)],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -34,6 +34,11 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle) -> 
     lines = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
     assert "ANSWERS" in lines, done.stdout[-3000:] + done.stderr[-3000:]
     answers = json.loads(lines["ANSWERS"])
+    stats = json.loads(lines["STATS"])
+    assert stats["loads"] > 0 and stats["records_on_disk"] == stats["records_in_memory"] > 0
+    for rank in range(2):
+        files = list(tmp_path.glob(f"records/*.{rank}-of-2.safetensors"))
+        assert len(files) == stats["records_on_disk"]
     expected = plans(tiny_model)
     assert len(answers) == 2 * len(expected)  # cold and warm
     for answer, plan in zip(answers, [*expected, *expected], strict=True):

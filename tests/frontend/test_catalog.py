@@ -146,3 +146,58 @@ def test_a_front_end_that_dies_holds_up_nobody(
 
     asyncio.run(go())
     other.join()
+
+
+def test_what_is_registered_outlives_the_server(registry: Callable[..., SchemaRegistry]) -> None:
+    async def go() -> None:
+        first = registry(StoreLink(), "run 1")
+        await first.register(TRAVEL, pin=True)
+        await first.register(schema("operators", sea="the sea " * 10), source="operators.pml", pin=True)
+        link = StoreLink()
+        again = registry(link, "run 2")
+        await again.open()
+        # What the operator starts a server with is not remembered: the next one says it itself.
+        assert set(again.entries) == {"travel"}
+        assert again["travel"].pinned == first["travel"].pinned
+        assert link.calls.count("pin") == 1
+        await again.remove("travel")
+        once_more = registry(StoreLink(), "run 3")
+        await once_more.open()
+        assert not once_more.entries
+
+    asyncio.run(go())
+
+
+def test_what_does_not_fit_any_more_goes(
+    registry: Callable[..., SchemaRegistry], open_catalog: Callable[[str], Catalog]
+) -> None:
+    async def go() -> None:
+        await registry(StoreLink(), "run 1").register(TRAVEL)
+        catalog = open_catalog("by hand")
+        said = catalog.entries("schema")["travel"]
+        catalog.put("schema", {"garbage": {**said, "schema": {"node": "SchemaNode"}}})
+        again = registry(StoreLink(), "run 2")
+        await again.open()
+        assert set(again.entries) == {"travel"}
+        assert set(catalog.entries("schema")) == {"travel"}
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("damage", [b"\x00\xff" * 5000, b"", b"SQLite format 3\x00" + b"\x07" * 400])
+def test_a_damaged_catalog_is_begun_anew(tmp_path: Path, damage: bytes) -> None:
+    catalog = Catalog.of_server(str(tmp_path))
+    assert catalog is not None
+    catalog.put("schema", {"x": 1})
+    catalog.close()
+    (tmp_path / "catalog.sqlite3").write_bytes(damage)
+    again = Catalog.of_server(str(tmp_path))
+    assert again is not None
+    assert again.entries("schema") == {}
+    again.put("schema", {"y": 1})
+    again.close()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert Catalog.of_server(str(tmp_path / "file")) is None

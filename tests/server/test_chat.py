@@ -76,7 +76,7 @@ def test_repairs_compute_anew_what_their_definition_says(
     num_repaired = defined["num_cached_tokens"] - explained["num_cached_tokens"]
     assert bool(num_repaired) is (repair != "none")
     report = answer.prompt_cache
-    num_modules = report["modules_resident"] + report["modules_encoded"]
+    num_modules = report["modules_resident"] + report["modules_encoded"] + report["modules_loaded"]
     assert num_modules == len({s["unit"] for s in explained["segments"] if "unit" in s})
     assert report["tokens_reused"] + report["tokens_encoded"] == explained["num_cached_tokens"]
     assert report["tokens_new"] + report["tokens_found"] == defined["num_new_tokens"] + num_repaired

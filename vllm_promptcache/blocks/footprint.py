@@ -21,18 +21,20 @@ class UnitFootprint(NamedTuple):
     is_in_place: bool
 
 
-def footprint_of(unit: UnitGeometry, context: Iterable[UnitGeometry]) -> UnitFootprint:
+def footprint_of(
+    unit: UnitGeometry, context: Iterable[UnitGeometry], *, is_moved: bool = False
+) -> UnitFootprint:
     """The footprint of a unit that is encoded in the context of others.
 
     The encoding request's private blocks hold what of the context fills no block, then the unit. If there is
     no such part of the context, and the unit's whole blocks are filled by its first tokens in order, then
-    these private blocks are what the unit keeps.
+    these private blocks are what the unit keeps; not if it ``is_moved`` from where it is encoded.
     """
     size, num_tokens = unit.block_size, len(unit.slots)
     edges = sum(num_edge_tokens(seen) for seen in context)
     num_stored = unit.num_blocks * size
     in_order = bool((unit.slots[:num_stored] == np.arange(num_stored)).all())
-    is_in_place = edges == 0 and num_stored > 0 and in_order
+    is_in_place = not is_moved and edges == 0 and num_stored > 0 and in_order
     scratch = -(-(edges + num_tokens) // size)
     return UnitFootprint(unit.num_blocks, scratch - unit.num_blocks * is_in_place, is_in_place)
 

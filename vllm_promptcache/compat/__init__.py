@@ -16,12 +16,14 @@ from vllm_promptcache.compat.layers import (
     shares_cache,
     update_cache,
 )
+from vllm_promptcache.compat.model import numbers_of_rows, weights_folder
 from vllm_promptcache.compat.rotary import LayerRotary, rotary_of_layers
 from vllm_promptcache.compat.scheduler import (
     attach_message,
     check_kv_cache,
     hash_blocks_later,
     install_engine_utility,
+    introduce_workers,
     kv_cache_manager_class,
     message_of,
     notice_adapters,
@@ -54,6 +56,7 @@ __all__ = [
     "kv_cache_manager_class",
     "check_kv_cache",
     "install_engine_utility",
+    "introduce_workers",
     "reorder_prompt",
     "hash_blocks_later",
     "notice_adapters",
@@ -70,6 +73,8 @@ __all__ = [
     "is_latent",
     "update_cache",
     "rotary_of_layers",
+    "numbers_of_rows",
+    "weights_folder",
     "LayerRotary",
     "no_full_graphs",
     "no_full_graphs_in_v2",

@@ -53,6 +53,7 @@ def install_engine_utility() -> None:
     from vllm.v1.engine.core import EngineCore
 
     def prompt_cache(self: Any, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        self.scheduler.meet_workers(self.collective_rpc)
         return dict(self.scheduler.prompt_cache(operation, payload))
 
     EngineCore.prompt_cache = prompt_cache  # type: ignore[attr-defined]
@@ -77,6 +78,26 @@ def notice_adapters() -> None:
         return add_lora
 
     wrap_once(EngineCore, "add_lora", make, "self", "lora_request")
+
+
+def introduce_workers() -> None:
+    """Hand schedulers that have ``meet_workers`` a way to call all workers, with the first request.
+
+    Target: EngineCore.add_request. Why: records that were read from disk are there only once workers say so,
+    and a scheduler has no way to ask. Unnecessary once a scheduler is constructed with its executor.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    def make(original: Any) -> Any:
+        def add_request(self: Any, request: Any, request_wave: int = 0) -> Any:
+            meet = getattr(self.scheduler, "meet_workers", None)
+            if meet is not None:
+                meet(self.collective_rpc)
+            return original(self, request, request_wave)
+
+        return add_request
+
+    wrap_once(EngineCore, "add_request", make, "self", "request", "request_wave")
 
 
 def reorder_prompt(request: Any, token_ids: list[int], block_hasher: Any) -> None:

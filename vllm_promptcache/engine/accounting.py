@@ -81,4 +81,5 @@ def stats(store: ModuleStore) -> dict[str, int]:
         "rows_kept": store.resident.num_kept_rows,
         "block_size": store.block_size,
         "evictions": store.resident.num_evictions,
+        "expired": store.resident.num_expired,
     }

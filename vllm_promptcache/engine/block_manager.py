@@ -163,6 +163,14 @@ class PromptCacheBlockManager(KVCacheManager):
         tables = self.coordinator.single_type_managers[0].req_to_blocks.values()
         check_integrity(self.store, tables)
 
+    def make_room(self, num_blocks: int, request: Request | None, composed: ComposedRequest | None) -> bool:
+        """Drop idle units until so many blocks are free: whether they are. For none, as for a running one."""
+        drops = self.store.resident.reclaim(set()) if request is None else self._drop_for(request, composed)
+        while self.block_pool.get_num_free_blocks() < num_blocks:
+            if next(drops, None) is None:
+                return False
+        return True
+
     def _drop_for(self, request: Request, composed: ComposedRequest | None) -> Iterator[UnitKey]:
         """Drop idle units, the least recently used first, one at each step.
 

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from vllm_promptcache import compat
-from vllm_promptcache.engine.messages import StepMessage
-from vllm_promptcache.engine.row_store import RowStore
-from vllm_promptcache.engine.step import Capturing, Injection, Step, TableSlots
+from vllm_promptcache.engine.messages import Load, StepMessage
+from vllm_promptcache.engine.record_keeper import RecordKeeper
+from vllm_promptcache.engine.step import NO_TOKENS, Capturing, Injection, Step, TableSlots
+from vllm_promptcache.records.rotation import Move, Rotation
+from vllm_promptcache.records.row_store import RowStore
 
 
 class CacheWriter:
@@ -24,17 +26,52 @@ class CacheWriter:
     ``block_size`` its slots a block.
     """
 
-    def __init__(self, layers: Sequence[Any], device: torch.device):
+    def __init__(
+        self, layers: Sequence[Any], device: torch.device, records: RecordKeeper, rotation: Rotation | None
+    ):
+        """``rotation`` is None for models whose states cannot be moved."""
         self.layers = layers
         self.device = device
+        self.records = records
+        self.rotation = rotation
         self.row_store = RowStore([compat.shape_of_rows(layer) for layer in layers])
 
     def take(self, message: StepMessage) -> None:
-        """Rows that nobody will ask for again are forgotten, those of units to be encoded are begun."""
+        """Rows that nobody will ask for again are forgotten, those of units to be encoded begun, and units to
+        be loaded written."""
         self.row_store.drop(message.dropped)
+        if message.orders is not None:
+            self.records.obey(message.orders)
         for seating in message.seatings.values():
             if seating.capture is not None:
                 self.row_store.open(seating.capture.unit, seating.capture.num_rows)
+                self.records.begin(seating.capture.recording)
+        for load in message.loads:
+            self._load(load)
+
+    def _load(self, load: Load) -> None:
+        """Write a record's rows into a unit's blocks and edge rows, moved to where it stands."""
+        self.row_store.open(load.unit, load.num_rows)
+        stored, kept = np.flatnonzero(load.slots >= 0), np.flatnonzero(load.rows >= 0)
+        slots, rows = self.on_device(load.slots[stored]), self.on_device(load.rows[kept])
+        in_blocks, in_rows = self.on_device(stored), self.on_device(kept)
+        move = self._move(load.positions, load.shift)
+        for index, layer in enumerate(self.layers):
+            key, value = (rows.to(self.device) for rows in self.records.rows.layer(load.record, index))
+            if move is not None:
+                key, value = move.apply(index, key, value)
+            if len(stored):
+                compat.update_cache(layer, key[in_blocks], value[in_blocks], slots)
+            if len(kept):
+                self.row_store.write(load.unit, index, rows, key[in_rows], value[in_rows])
+
+    def _move(self, positions: NDArray[np.int64], shift: int) -> Move | None:
+        """What moves states at positions by ``shift``; None if they stay."""
+        if not shift:
+            return None
+        assert self.rotation is not None, "states of this model cannot be moved"
+        origin = self.on_device(positions)
+        return self.rotation.begin(origin, origin + shift)
 
     def on_device(self, array: NDArray[Any]) -> torch.Tensor:
         """An array where the model runs."""
@@ -65,16 +102,42 @@ class CacheWriter:
     def _observer(
         self, captures: Sequence[Capturing], late: Injection | None, late_slots: torch.Tensor | None
     ) -> Any:
-        stored = self.on_device(np.concatenate([c.stored for c in captures]))
-        slots = self.on_device(np.concatenate([c.slots for c in captures]))
-        kept = [(c.unit, self.on_device(c.kept), self.on_device(c.rows)) for c in captures if len(c.kept)]
+        still = [c for c in captures if not c.shift]
+        stored: list[tuple[torch.Tensor, torch.Tensor, Move | None]]
+        stored = [(self._joined([c.stored for c in still]), self._joined([c.slots for c in still]), None)]
+        stored += [
+            (self.on_device(c.stored), self.on_device(c.slots), self._move(c.stored_at, c.shift))
+            for c in captures
+            if c.shift
+        ]
+        kept = [
+            (c.unit, self.on_device(c.kept), self.on_device(c.rows), self._move(c.kept_at, c.shift))
+            for c in captures
+            if len(c.kept)
+        ]
+        recorded = [
+            (c.record, self.on_device(c.recorded), self.on_device(c.record_rows))
+            for c in captures
+            if c.record is not None
+        ]
 
         def observe(index: int, update: Any, key: Any, value: Any) -> None:
-            if len(stored):
-                update(key[stored], value[stored], slots)
-            for unit, tokens, rows in kept:
-                self.row_store.write(unit, index, rows, key[tokens], value[tokens])
+            for tokens, slots, move in stored:
+                if len(tokens):
+                    update(*_moved(move, index, key[tokens], value[tokens]), slots)
+            for unit, tokens, rows, move in kept:
+                states = _moved(move, index, key[tokens], value[tokens])
+                self.row_store.write(unit, index, rows, *states)
+            for record, tokens, rows in recorded:
+                self.records.rows.write(record, index, rows, key[tokens], value[tokens])
             if late is not None:
                 update(*self.row_store.gather_layer(late.ranges, index), late_slots)
 
         return observe
+
+    def _joined(self, arrays: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+        return self.on_device(np.concatenate(arrays) if arrays else NO_TOKENS)
+
+
+def _moved(move: Move | None, layer: int, key: Any, value: Any) -> tuple[Any, Any]:
+    return (key, value) if move is None else move.apply(layer, key, value)

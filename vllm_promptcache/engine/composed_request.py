@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class ComposedRequest:
     """A request whose cached tokens come from units.
 
-    ``missing`` are the units that it still waits for, ``encoded`` those that began to be encoded because
-    it asked for them. ``seated`` is true while the request holds its shared blocks.
+    ``missing`` are the units that it still waits for, ``encoded`` and ``loaded`` those that began to be
+    encoded, or loaded from records, because it asked for them. ``seated`` is true while the request holds its
+    shared blocks.
     ``found`` holds the private blocks that the prefix cache had at the last look. ``repaired_ranges`` are
     the half-open ranges of new tokens that units hold and that a repair has computed anew. ``no_room``
     says that everything is computed, as its units could never be resident together. ``reported`` is true
@@ -42,6 +43,7 @@ class ComposedRequest:
     seated: bool = False
     missing: dict[UnitKey, None] = field(default_factory=dict)
     encoded: set[UnitKey] = field(default_factory=set)
+    loaded: set[UnitKey] = field(default_factory=set)
     found: list[KVCacheBlock] = field(default_factory=list)
     repaired_ranges: tuple[tuple[int, int], ...] = ()
     no_room: bool = False
@@ -51,18 +53,21 @@ class ComposedRequest:
     def report(self) -> dict[str, int]:
         """What was reused, for the front end: units are called modules there.
 
-        A prompt's tokens are *reused*, of modules that were resident or that another request had begun to
-        encode; *encoded*, of modules that this one had encoded; *found* in the prefix cache; or *new*.
+        A prompt's tokens are *reused*, of modules that were resident, that another request had begun to
+        encode, or that were loaded from records; *encoded*, of modules that this one had encoded; *found* in
+        the prefix cache; or *new*.
         Repaired tokens are counted among the new ones; not those that are found. ``no_room`` is there where
         modules were not reused because the KV cache is too small for them.
         """
         units = whole_units(self.composition.unit_keys)
         num_encoded_units = len(units & whole_units(self.encoded))
+        num_loaded_units = len((units & self.loaded) - self.encoded)
         num_encoded = self.num_encoded_tokens
         num_found = self.num_found_tokens - self.seats.num_cached_tokens
         return {
-            "modules_resident": len(units) - num_encoded_units,
+            "modules_resident": len(units) - num_encoded_units - num_loaded_units,
             "modules_encoded": num_encoded_units,
+            "modules_loaded": num_loaded_units,
             "tokens_reused": self.seats.num_cached_tokens - num_encoded,
             "tokens_encoded": num_encoded,
             "tokens_found": num_found,

@@ -121,7 +121,7 @@ class Composing:
         It goes just before its requester where the queue is ordered by priorities, and with none last.
         """
         context = {key: self._store.known[key].text for key in unit.context}
-        composition, token_ids = compose_encoding(unit.text, unit.key.position, context)
+        composition, token_ids = compose_encoding(unit.text, unit.origin, context)
         waiting = requester.request if requester is not None else None
         priority, arrival_time = just_before(waiting) if waiting is not None else (BACKGROUND_PRIORITY, None)
         request = Request(

@@ -7,6 +7,8 @@ from typing import Any
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.cache_writer import CacheWriter
+from vllm_promptcache.engine.record_keeper import RecordKeeper
+from vllm_promptcache.engine.record_settings import open_keeper, open_rotation
 from vllm_promptcache.engine.row_view import present
 from vllm_promptcache.engine.step import Step
 from vllm_promptcache.engine.step_composer import StepComposer
@@ -32,7 +34,19 @@ class ComposingRunner:
         layers = [context[name] for name in names]
         compat.check_layers(layers)
         own = [layer for layer in layers if not compat.shares_cache(layer)]
-        self._cache_writer = CacheWriter(own, self.device)  # type: ignore[attr-defined]
+        rotation = open_rotation(self.model, own, self.max_model_len)  # type: ignore[attr-defined]
+        self.not_movable = rotation if isinstance(rotation, str) else None
+        self._cache_writer = CacheWriter(
+            own,
+            self.device,  # type: ignore[attr-defined]
+            open_keeper(self.vllm_config, own),  # type: ignore[attr-defined]
+            None if isinstance(rotation, str) else rotation,
+        )
+
+    @property
+    def records(self) -> RecordKeeper:
+        """The records kept here."""
+        return self._cache_writer.records
 
     @property
     def row_store(self) -> Any:
@@ -46,6 +60,7 @@ class ComposingRunner:
         finally:
             self._effects.close()
             self._step = None
+            self.records.step_done()
 
     def _take_message(self, scheduler_output: Any) -> None:
         """What the scheduler says beside vLLM's own output. After requests were removed, before added."""

@@ -6,13 +6,14 @@ from vllm.v1.worker import cpu_worker
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.model_runner import PromptCacheRunner
+from vllm_promptcache.engine.working import PromptCacheWorking
 
 
 class PromptCacheCPUModelRunner(PromptCacheRunner, cpu_worker.CPUModelRunner):
     """vLLM's V1 CPU model runner with composed requests."""
 
 
-class PromptCacheCPUWorker(cpu_worker.CPUWorker):
+class PromptCacheCPUWorker(PromptCacheWorking, cpu_worker.CPUWorker):
     """vLLM's CPU worker with composed requests."""
 
     def init_device(self) -> None:

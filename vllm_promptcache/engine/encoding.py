@@ -71,7 +71,7 @@ class Queue(Protocol):
 
 
 class Encodings:
-    """All encodings, by unit."""
+    """All encodings, by unit. ``began`` is called with the unit of each when it is queued."""
 
     def __init__(self, store: ModuleStore, requests: ComposedRequests, composing: Composing, queue: Queue):
         self.by_unit: dict[StoredUnit, Encoding] = {}
@@ -81,6 +81,7 @@ class Encodings:
         self._composing = composing
         self._queue = queue
         self._numbers = itertools.count()
+        self.began: Callable[[StoredUnit], None] = _ignore
 
     def offers(self, unit: StoredUnit) -> bool:
         """See ``Provider``: every unit can be encoded."""
@@ -96,6 +97,9 @@ class Encodings:
         """See ``Provider``: absent to QUEUED. What is missing of the unit's context is provided first."""
         self._resident.begin(unit)
         self._known.hold(unit.key, {})
+        self.began(unit)
+        if requester is not None:
+            requester.encoded.add(unit.key)
         request_id = f"prompt-cache-encoding-{next(self._numbers):012}"
         composed = self._composing.encoding_of(unit, requester, request_id)
         composed.encoding = self.by_unit[unit] = Encoding(unit, composed, requester is None)
@@ -165,3 +169,7 @@ class Encodings:
     def _forget(self, encoding: Encoding) -> None:
         del self.by_unit[encoding.unit]
         encoding.composed.encoding = None
+
+
+def _ignore(unit: StoredUnit) -> None:
+    """Nobody asks."""

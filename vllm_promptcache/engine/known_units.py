@@ -20,7 +20,8 @@ Name = TypeVar("Name")
 class KnownUnits:
     """Units by key. One is known while somebody holds it, or there is something to know of it.
 
-    ``settle`` is called with a unit whenever its first holder comes or its last one goes.
+    ``settle`` is called with a unit whenever its first holder comes or its last one goes. Where states can be
+    moved, as ``is_movable`` says, a unit is encoded at home, wherever it stands.
     """
 
     def __init__(self, block_size: int, num_positions: int):
@@ -28,6 +29,7 @@ class KnownUnits:
         self.num_positions = num_positions
         self.by_key: dict[UnitKey, StoredUnit] = {}
         self.settle: Callable[[StoredUnit], None]
+        self.is_movable: Callable[[], bool] = _never
         self._by_digest: dict[str, dict[UnitKey, None]] = {}
         self._heads: dict[UnitKey, dict[UnitKey, None]] = {}
 
@@ -98,7 +100,11 @@ class KnownUnits:
 
     def _know(self, key: UnitKey, text: UnitText, texts: Mapping[str, UnitText]) -> StoredUnit:
         check_place(text, key.position, self.num_positions)
-        context = text.context_keys(key)
+        origin = key.position
+        if text.home != origin and self.is_movable():
+            origin = text.home
+            check_place(text, origin, self.num_positions)
+        context = text.context_keys(key._replace(position=origin))
         held: list[UnitKey] = []
         try:
             for seen in context:
@@ -108,8 +114,9 @@ class KnownUnits:
                 self.release(seen)
             raise
         geometry = self._lay_out(key, text)
-        footprint = footprint_of(geometry, [self.by_key[seen].geometry for seen in context])
-        unit = StoredUnit(key, text, context, geometry, footprint)
+        seen_geometries = [self.by_key[seen].geometry for seen in context]
+        footprint = footprint_of(geometry, seen_geometries, is_moved=origin != key.position)
+        unit = StoredUnit(key, text, context, geometry, footprint, origin)
         self.by_key[key] = unit
         self._by_digest.setdefault(key.digest, {})[key] = None
         if unit.whole is not None:
@@ -120,6 +127,10 @@ class KnownUnits:
         if key.part != WHOLE:
             return lay_out_head(text, key.position, self.block_size)
         return lay_out_unit(text.positions + key.position, text.kept, self.block_size, text.breaks)
+
+
+def _never() -> bool:
+    return False
 
 
 def _discard(of: dict[Name, dict[UnitKey, None]], name: Name, key: UnitKey) -> None:

@@ -9,6 +9,19 @@ from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.seats import EdgeRows, Seats
 from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.records.catalog import Orders
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Keep what a request computes as a record as well.
+
+    ``rows`` (int64, ``(new tokens,)``) says at which of the record's ``num_rows`` rows; -1 for none.
+    """
+
+    record: str
+    rows: NDArray[np.int64]
+    num_rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,13 +30,33 @@ class Capture:
 
     ``slots`` and ``rows`` (int64, ``(new tokens,)``) say for each new token of the request into which
     slot of the KV cache its key and value go as well, and at which of the unit's ``num_rows`` edge rows
-    they are kept; -1 for neither.
+    they are kept; -1 for neither. The unit stands ``shift`` positions further on than it is computed:
+    there its states are moved on their way, in a ``recording`` they are not.
     """
 
     unit: UnitKey
     slots: NDArray[np.int64]
     rows: NDArray[np.int64]
     num_rows: int
+    shift: int = 0
+    recording: Recording | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """Make a unit's stored states from a record.
+
+    ``slots`` and ``rows`` (int64, ``(record rows,)``) are as in ``Capture``. ``positions`` are those at which
+    the record's rows stand, and ``shift`` how much further on the unit does.
+    """
+
+    unit: UnitKey
+    record: str
+    slots: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    num_rows: int
+    positions: NDArray[np.int64]
+    shift: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +73,13 @@ class Seating:
 
 @dataclass(frozen=True)
 class StepMessage:
-    """Sent with a step: requests seated in it, and units whose edge rows nobody will ask for again."""
+    """Sent with a step: requests seated in it, units whose edge rows nobody will ask for again, units to load
+    before it, and what becomes of records."""
 
     seatings: dict[str, Seating] = field(default_factory=dict)
     dropped: tuple[UnitKey, ...] = ()
+    loads: tuple[Load, ...] = ()
+    orders: Orders | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.seatings or self.dropped)
+        return bool(self.seatings or self.dropped or self.loads or self.orders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -24,6 +25,19 @@ class Background(Protocol):
         """Somebody wants a unit no more."""
 
 
+class Records(Protocol):
+    """What outlives units' states."""
+
+    def discard(self, keys: Iterable[UnitKey]) -> None:
+        """Forget the records of units, wherever they stand."""
+
+    def pin(self, keys: Iterable[UnitKey]) -> None:
+        """Keep the records of units."""
+
+    def unpin(self, keys: Iterable[UnitKey]) -> None:
+        """Let the records of units go."""
+
+
 class ModuleControl:
     """Registered schemas' units, as the front end sees them: by placement, without adapter or tenant.
 
@@ -38,12 +52,17 @@ class ModuleControl:
         residence: Background,
         check_integrity: Callable[[], None],
         link_tokens: int = 0,
+        records: Records | None = None,
+        count: Callable[[], dict[str, int]] = dict,
     ):
+        """``count`` has further counts for ``stats``."""
         self.store = store
         self.catalog = catalog
         self._residence = residence
         self._check_integrity = check_integrity
         self._link_tokens = link_tokens
+        self._records = records
+        self._count = count
 
     def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``,
@@ -72,7 +91,10 @@ class ModuleControl:
         digests = list(dict.fromkeys(key.digest for key in keys_from_wire(payload["units"])))
         self.catalog.forget(digests)
         gone = [digest for digest in digests if digest not in self.catalog]
-        for key in [key for digest in gone for key in self.store.known.placements_of(digest)]:
+        keys = [key for digest in gone for key in self.store.known.placements_of(digest)]
+        if self._records is not None:
+            self._records.discard([*(UnitKey(digest, 0) for digest in gone), *keys])
+        for key in keys:
             if key in self.store.known:  # not gone already with a unit that it was context of
                 unit = self.store.known[key]
                 unit.retired = True
@@ -82,8 +104,11 @@ class ModuleControl:
 
     def _pin(self, payload: dict[str, Any]) -> dict[str, Any]:
         keys = self._hold(payload["units"])
-        pinned = self.store.pins.pin(keys)
+        ttl = payload.get("ttl")
+        pinned = self.store.pins.pin(keys, None if ttl is None else time.monotonic() + ttl)
         if pinned:
+            if self._records is not None:
+                self._records.pin(keys)
             self.store.backlog.add_pinned(keys)
             self._residence.start_background()
         self._release(keys)
@@ -100,6 +125,8 @@ class ModuleControl:
     def _want_no_more(self, unit: StoredUnit) -> None:
         with self.store.known.held(unit):
             self.store.pins.unpin((unit.key,))
+            if self._records is not None:
+                self._records.unpin((unit.key,))
             self.store.backlog.end_warming(unit)
             self._residence.reconsider(unit)
 
@@ -155,7 +182,7 @@ class ModuleControl:
         return {"units": units}
 
     def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return stats(self.store)
+        return {**stats(self.store), **self._count()}
 
     def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
         self._check_integrity()

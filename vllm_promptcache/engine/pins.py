@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import time
 from collections.abc import Iterable
 
 from vllm.v1.core.block_pool import BlockPool
@@ -29,10 +32,18 @@ class Pins:
         self.num_blocks = 0
         self._num_usable_blocks = block_pool.num_gpu_blocks - 1
         self._num_rows = 0
+        self._until: dict[UnitKey, float] = {}
+        # Times at which pins end, also of pins that have another by now.
+        self._ends: list[tuple[float, int, UnitKey]] = []
+        self._numbers = itertools.count()
 
-    def pin(self, keys: Iterable[UnitKey]) -> bool:
+    def pin(self, keys: Iterable[UnitKey], until: float | None = None) -> bool:
         """Pin all of the units, or none when that would pass the limit, or when the rows of what is
-        pinned would take half as much memory beside the KV cache as it takes itself."""
+        pinned would take half as much memory beside the KV cache as it takes itself.
+
+        ``until`` is a time as ``time.monotonic`` counts, None for ever; the last call says.
+        """
+        keys = list(keys)
         units = [unit for key in dict.fromkeys(keys) if not (unit := self.known[key]).pinned]
         max_rows = self._num_usable_blocks * self.known.block_size // PINNED_ROWS_PART
         if (
@@ -42,17 +53,34 @@ class Pins:
             return False
         for unit in units:
             self._set(unit, True)
+        for key in keys:
+            self._until.pop(key, None)
+            if until is not None:
+                self._until[key] = until
+                heapq.heappush(self._ends, (until, next(self._numbers), key))
         return True
+
+    def expire(self, now: float) -> list[UnitKey]:
+        """Unpin units whose time is over, and say which."""
+        over: list[UnitKey] = []
+        while self._ends and self._ends[0][0] <= now:
+            until, _, key = heapq.heappop(self._ends)
+            if self._until.get(key) == until:
+                over.append(key)
+        self.unpin(over)
+        return over
 
     def unpin(self, keys: Iterable[UnitKey]) -> None:
         """Let units go again."""
         for key in keys:
+            self._until.pop(key, None)
             unit = self.known[key]
             if unit.pinned:
                 self._set(unit, False)
 
     def _set(self, unit: StoredUnit, pinned: bool) -> None:
         unit.pinned = pinned
+        unit.idle_since = max(unit.idle_since, time.monotonic())
         sign = 1 if pinned else -1
         self.num_units += sign
         self.num_blocks += sign * unit.geometry.num_blocks

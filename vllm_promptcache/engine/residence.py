@@ -114,7 +114,5 @@ class Residence:
                 provider.join(unit, requester)
         if unit.residency is not Residency.ABSENT:
             return
-        if requester is not None:
-            requester.encoded.add(unit.key)
         provider = next(provider for provider in self.providers if provider.offers(unit))
         provider.begin(unit, requester, queued, lambda needed: self._provide(needed, requester, queued))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 from vllm.v1.core.block_pool import BlockPool
@@ -39,6 +40,7 @@ class ResidentUnits:
         self.num_encoding = 0
         self.num_blocks = 0
         self.num_evictions = 0
+        self.num_expired = 0
         self._dropped: list[UnitKey] = []
         # Units that may go: those with blocks, those that nobody holds, and of the latter those with rows.
         self._with_blocks, self._unheld, self._with_rows = policy(), policy(), policy()
@@ -120,6 +122,7 @@ class ResidentUnits:
             unit.users -= 1
             assert unit.users >= 0
             if not unit.users:
+                unit.idle_since = time.monotonic()
                 self.settle(unit)
 
     # -- going -----------------------------------------------------------------------------------
@@ -150,6 +153,13 @@ class ResidentUnits:
             self.evict(self.known[key])
             self.num_evictions += 1
             yield key
+
+    def expire(self, before: float) -> None:
+        """Drop units that are idle since before a time, as ``time.monotonic`` counts."""
+        for order in (self._with_blocks, self._unheld):
+            while (key := next(iter(order), None)) is not None and self.known[key].idle_since < before:
+                self.evict(self.known[key])
+                self.num_expired += 1
 
     def evict(self, unit: StoredUnit) -> None:
         """Drop a unit's states, which nobody uses."""

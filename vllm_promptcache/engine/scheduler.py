@@ -23,11 +23,16 @@ from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composing import Composing, just_before
 from vllm_promptcache.engine.encoding import Encodings, Stage
+from vllm_promptcache.engine.expiry import Expiry
+from vllm_promptcache.engine.loading import CallWorkers, Loads
 from vllm_promptcache.engine.messages import StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
+from vllm_promptcache.engine.record_settings import open_catalog
+from vllm_promptcache.engine.recording import Recordings
 from vllm_promptcache.engine.residence import Residence
 from vllm_promptcache.engine.seating import seating_of
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
+from vllm_promptcache.engine.usage import Usage
 
 logger = init_logger(__name__)
 
@@ -67,13 +72,28 @@ class PromptCacheScheduling(Base):
         self.encodings = Encodings(self.store, self.composed, self.composing, self)
         manager.encodings = self.encodings
         in_background = max(min(self.max_num_running_reqs // 4, MAX_BACKGROUND_UNITS), 1)
+        self.records = open_catalog(vllm_config, self.kv_cache_config)
+        self.recordings = Recordings(self.records)
+        self.loads = Loads(self.store, self.recordings, self.encodings.join)
+        self.encodings.began = self.recordings.plan
+        self.store.known.is_movable = lambda: self.loads.is_movable
         self.residence = Residence(self.store, self.composed, self.encodings, self, in_background)
+        self.residence.providers.insert(0, self.loads)
+        self.usage = Usage()
+        self._expiry = Expiry(self.store, config.module_ttl_s, self.loads.unpin)
         self.control = ModuleControl(
-            self.store, self.catalog, self.residence, self.check_integrity, config.repair.link_tokens
+            self.store,
+            self.catalog,
+            self.residence,
+            self.check_integrity,
+            config.repair.link_tokens,
+            self.loads,
+            lambda: {**self.usage.stats(), **self.records.stats()},
         )
         self._stood_still = False
         compat.install_engine_utility()
         compat.notice_adapters()
+        compat.introduce_workers()
         compat.hash_blocks_later(EXTRA_ARG)
 
     # -- requests --------------------------------------------------------------------------------
@@ -93,6 +113,7 @@ class PromptCacheScheduling(Base):
             self.grammar_compile_error_reqs.add(request.request_id)
             return
         self.composed.add(composed)
+        self.loads.touch(composed.composition.unit_keys)
         super().add_request(request)
         self.residence.serve(composed)
 
@@ -103,6 +124,7 @@ class PromptCacheScheduling(Base):
             return kv_params, ec_params
         report = composed.report
         if composed.encoding is not None:
+            self.recordings.give_up(composed.encoding.unit)
             self.encodings.cancel(composed.encoding)
         self.composed.remove(request.request_id)
         return {**(kv_params or {}), EXTRA_ARG: report}, ec_params
@@ -136,24 +158,35 @@ class PromptCacheScheduling(Base):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step and tell the workers who was seated in it."""
+        self._expiry.look()
         self.residence.serve_waiting(self.waiting)
-        self.kv_cache_manager.tried.clear()
+        manager = self.kv_cache_manager
+        manager.tried.clear()
+        self.loads.place_background(lambda num_blocks: manager.make_room(num_blocks, None, None))
         with compat.set_aside(self, () if self._stood_still else self.residence.background):
             output = super().schedule(*args, **kwargs)
         self._stood_still = not output.total_num_scheduled_tokens
-        if not self.composed.by_id and not self.store.resident.has_dropped:
-            return output
-        seated, self.kv_cache_manager.newly_seated = self.kv_cache_manager.newly_seated, []
-        seatings = {name: seating_of(self.composed.by_id[name], self.store) for name in seated}
-        message = StepMessage(seatings, self.store.resident.take_dropped())
+        if self.composed.by_id or self.store.resident.has_dropped or self.records.has_orders:
+            self._tell_workers(output)
+        return output
+
+    def _tell_workers(self, output: SchedulerOutput) -> None:
+        """Send with a step what its workers are to do beside it; from here on that counts as done."""
+        manager, by_id = self.kv_cache_manager, self.composed.by_id
+        seated, manager.newly_seated = manager.newly_seated, []
+        seatings = {name: seating_of(by_id[name], self.store, self.recordings) for name in seated}
+        scheduled = [by_id[name].encoding for name in output.num_scheduled_tokens if name in by_id]
+        written = [one for one in scheduled if one is not None and one.stage is Stage.WRITTEN]
+        for encoding in written:
+            self.recordings.complete(encoding.unit)
+        loads = self.loads.take_loads()
+        orders = self.records.take_orders()
+        message = StepMessage(seatings, self.store.resident.take_dropped(), loads, orders)
         if message:
             compat.attach_message(output, message)
-        for request_id in output.num_scheduled_tokens:
-            composed = self.composed.by_id.get(request_id)
-            encoding = composed.encoding if composed is not None else None
-            if encoding is not None and encoding.stage is Stage.WRITTEN:
-                self.encodings.over(encoding)
-        return output
+        for encoding in written:
+            self.encodings.over(encoding)
+        self.records.save_sometimes()
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; an encoding request whose last step was scheduled has nothing to come back for."""
@@ -168,9 +201,16 @@ class PromptCacheScheduling(Base):
         composed = self.composed.by_id.get(request.request_id)
         if composed is not None:
             self.kv_cache_manager.tried.append(composed)
-            if composed.missing:
+            if composed.missing and not self._load_missing(request, composed):
                 return False
         return super()._handle_blocked_waiting_request(request)
+
+    def _load_missing(self, request: Request, composed: ComposedRequest) -> bool:
+        """Have what a request misses loaded, if all of it can be: whether it misses nothing now."""
+        manager = self.kv_cache_manager
+        return self.loads.place(
+            list(composed.missing), lambda num_blocks: manager.make_room(num_blocks, request, composed)
+        )
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -186,9 +226,26 @@ class PromptCacheScheduling(Base):
                 per_client.outputs = [
                     output
                     for output in per_client.outputs
-                    if (one := composed.get(output.request_id)) is None or _is_reported(output, one)
+                    if (one := composed.get(output.request_id)) is None or self._is_reported(output, one)
                 ]
         return outputs
+
+    def _is_reported(self, output: EngineCoreOutput, composed: ComposedRequest) -> bool:
+        """Whether an output goes to a client; the first one then says what was reused."""
+        if composed.is_encoding:
+            return False
+        if not composed.reported:
+            composed.reported = True
+            report = self.usage.count(composed)
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA_ARG: report}
+        stats = output.prefill_stats
+        if stats is not None:
+            # Cached is what was there before the request came, not what was encoded for it.
+            num_encoded = composed.num_encoded_tokens
+            stats.num_cached_tokens -= num_encoded
+            stats.num_local_cached_tokens -= num_encoded
+            stats.num_computed_tokens += num_encoded
+        return True
 
     def prompt_cache(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end; see ``ModuleControl``."""
@@ -198,26 +255,27 @@ class PromptCacheScheduling(Base):
         """The workers have loaded an adapter, perhaps other weights at the same path."""
         self.composing.adapters.loaded(lora_request)
 
+    def has_requests(self) -> bool:
+        """As vLLM's; what is loaded for a pin needs steps as well."""
+        return self.loads.wants_step or super().has_requests()
+
+    def meet_workers(self, call_workers: CallWorkers) -> None:
+        """How to ask something of all workers between steps."""
+        self.loads.call_workers = call_workers
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """As vLLM's: weights may have changed, so records are forgotten too."""
+        self.records.forget_all()
+        return super().reset_prefix_cache(*args, **kwargs)
+
+    def shutdown(self) -> None:
+        """As vLLM's; what is known of records on disk is written."""
+        super().shutdown()
+        self.records.close()
+
     def check_integrity(self) -> None:
         """Check block accounting; see ``accounting.check_integrity``."""
         self.kv_cache_manager.check_integrity()
-
-
-def _is_reported(output: EngineCoreOutput, composed: ComposedRequest) -> bool:
-    """Whether an output goes to a client; the first one then says what was reused."""
-    if composed.is_encoding:
-        return False
-    if not composed.reported:
-        composed.reported = True
-        output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA_ARG: composed.report}
-    stats = output.prefill_stats
-    if stats is not None:
-        # Cached is what was there before the request came, not what was encoded for it.
-        num_encoded = composed.num_encoded_tokens
-        stats.num_cached_tokens -= num_encoded
-        stats.num_local_cached_tokens -= num_encoded
-        stats.num_computed_tokens += num_encoded
-    return True
 
 
 class PromptCacheScheduler(PromptCacheScheduling, Scheduler):

@@ -13,6 +13,8 @@ from vllm_promptcache.blocks.rows import Rows
 from vllm_promptcache.blocks.seats import EdgeRows
 from vllm_promptcache.blocks.unit_key import UnitKey
 
+NO_TOKENS = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -57,7 +59,8 @@ class Capturing:
     """One encoding request's part of a step's tokens.
 
     ``stored`` indexes tokens of the step that go into the unit's blocks at ``slots`` of the KV cache;
-    ``kept`` those that are kept as its edge ``rows``. All int64.
+    ``kept`` those that are kept as its edge ``rows``. All int64. Those two are moved by ``shift`` from the
+    positions ``stored_at`` and ``kept_at``. ``recorded`` are kept unmoved, as ``record_rows`` of ``record``.
     """
 
     unit: UnitKey
@@ -65,6 +68,12 @@ class Capturing:
     slots: NDArray[np.int64]
     kept: NDArray[np.int64]
     rows: NDArray[np.int64]
+    shift: int
+    stored_at: NDArray[np.int64]
+    kept_at: NDArray[np.int64]
+    record: str | None
+    recorded: NDArray[np.int64]
+    record_rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.rows import Chunk, Rows, moved_tokens, positions_of, split_rows
-from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.seats import EdgeRows, Seats
 from vllm_promptcache.blocks.unit_key import UnitKey
-from vllm_promptcache.engine.messages import Seating
-from vllm_promptcache.engine.step import Batch, Capturing, Injection, Step, TableSlots
+from vllm_promptcache.engine.messages import Capture, Seating
+from vllm_promptcache.engine.step import NO_TOKENS, Batch, Capturing, Injection, Step, TableSlots
 
-NO_TOKENS = np.empty(0, np.int64)
 NO_SLOTS = TableSlots(NO_TOKENS, NO_TOKENS)
 
 
@@ -85,11 +84,7 @@ class StepComposer:
             capture = self._seated[batch.request_ids[index]].capture
             if capture is None or chunk.seats is None:
                 continue
-            first, start = chunk.computed - chunk.seats.num_cached_tokens, batch.starts[index]
-            slots = capture.slots[first : first + chunk.scheduled]
-            rows = capture.rows[first : first + chunk.scheduled]
-            stored, kept = np.flatnonzero(slots >= 0), np.flatnonzero(rows >= 0)
-            captures.append(Capturing(capture.unit, stored + start, slots[stored], kept + start, rows[kept]))
+            captures.append(_capturing(capture, chunk, chunk.seats, int(batch.starts[index])))
         return tuple(captures)
 
     def _take_edge_rows(
@@ -108,6 +103,31 @@ class StepComposer:
         now = [(i, s, tuple(e for e in rows if e.unit not in captured)) for i, s, rows in edges]
         late = [(i, s, tuple(e for e in rows if e.unit in captured)) for i, s, rows in edges]
         return _injection(now), _injection(late)
+
+
+def _capturing(capture: Capture, chunk: Chunk, seats: Seats, start: int) -> Capturing:
+    """What a chunk that begins at token ``start`` of the step computes of a unit."""
+    first = chunk.computed - seats.num_cached_tokens
+    part = slice(first, first + chunk.scheduled)
+    slots, rows, positions = capture.slots[part], capture.rows[part], seats.positions[part]
+    stored, kept = np.flatnonzero(slots >= 0), np.flatnonzero(rows >= 0)
+    record, record_rows = None, NO_TOKENS
+    if capture.recording is not None:
+        record, record_rows = capture.recording.record, capture.recording.rows[part]
+    recorded = np.flatnonzero(record_rows >= 0)
+    return Capturing(
+        unit=capture.unit,
+        stored=stored + start,
+        slots=slots[stored],
+        kept=kept + start,
+        rows=rows[kept],
+        shift=capture.shift,
+        stored_at=positions[stored],
+        kept_at=positions[kept],
+        record=record,
+        recorded=recorded + start,
+        record_rows=record_rows[recorded],
+    )
 
 
 def _injection(edges: Sequence[tuple[int, Seating, tuple[EdgeRows, ...]]]) -> Injection | None:

@@ -26,12 +26,14 @@ class Residency(enum.Enum):
 class StoredUnit:
     """One unit, or head of one, where it stands, for one adapter and tenant.
 
-    ``context`` are the units that it has seen, where they stood then.
+    ``context`` are the units that it has seen, where they stood then: it is encoded at ``origin``, and its
+    states are moved from there.
 
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``holders`` whoever wants the unit to stay known: live
     requests and units in whose context it stands. ``requesters`` are the live requests that are composed
-    of it. ``is_warmed`` says that it is to be encoded though nobody asks for it.
+    of it. ``idle_since`` is when the last user went, in seconds. ``is_warmed`` says that it is to be encoded
+    though nobody asks for it.
     """
 
     key: UnitKey
@@ -39,6 +41,7 @@ class StoredUnit:
     context: tuple[UnitKey, ...]
     geometry: UnitGeometry
     footprint: UnitFootprint
+    origin: int
     residency: Residency = Residency.ABSENT
     pinned: bool = False
     is_warmed: bool = False
@@ -47,6 +50,7 @@ class StoredUnit:
     holders: int = 0
     requesters: dict[str, None] = field(default_factory=dict)
     blocks: list[KVCacheBlock] = field(default_factory=list)
+    idle_since: float = 0.0
 
     @cached_property
     def whole(self) -> UnitKey | None:

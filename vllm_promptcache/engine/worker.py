@@ -8,13 +8,14 @@ from vllm.v1.worker import gpu_model_runner, gpu_worker
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.model_runner import PromptCacheRunner
+from vllm_promptcache.engine.working import PromptCacheWorking
 
 
 class PromptCacheGPUModelRunner(PromptCacheRunner, gpu_model_runner.GPUModelRunner):
     """vLLM's V1 GPU model runner with composed requests."""
 
 
-class PromptCacheGPUWorker(gpu_worker.Worker):
+class PromptCacheGPUWorker(PromptCacheWorking, gpu_worker.Worker):
     """vLLM's GPU worker with composed requests."""
 
     def _make_model_runner(self) -> Any:

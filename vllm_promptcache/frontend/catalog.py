@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import fcntl
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -23,6 +24,11 @@ from uuid import uuid4
 CATALOG_VARIABLE = "VLLM_PROMPT_CACHE_CATALOG"
 # Which start of the engines the processes belong to.
 RUN_VARIABLE = "VLLM_PROMPT_CACHE_RUN"
+
+# In a folder in which it outlives servers.
+FILE = "catalog.sqlite3"
+
+logger = logging.getLogger("vllm.promptcache")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (kind TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (kind, name));
@@ -55,10 +61,36 @@ class Catalog:
         self._seen: int | None = None
 
     @classmethod
-    def from_environment(cls) -> Catalog | None:
-        """The catalog of this process's server; None where its front end is the only one."""
-        path = os.environ.get(CATALOG_VARIABLE)
-        return cls(Path(path), os.environ.get(RUN_VARIABLE, "")) if path else None
+    def of_server(cls, folder: str | None = None) -> Catalog | None:
+        """The catalog of this process's server, which outlives it in a ``folder``; None where there is none,
+        and its front end is the only one."""
+        run = os.environ.get(RUN_VARIABLE) or uuid4().hex
+        if folder is not None:
+            path = Path(folder).expanduser() / FILE
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return cls._mended(path, run)
+            except (OSError, sqlite3.Error) as error:
+                logger.warning("Prompt cache: what is registered will not outlive the server: %s", error)
+        shared = os.environ.get(CATALOG_VARIABLE)
+        return cls(Path(shared), run) if shared else None
+
+    @classmethod
+    def _mended(cls, path: Path, run: str) -> Catalog:
+        """The catalog of a file, which begins anew where the file is damaged."""
+        try:
+            catalog = cls(path, run)
+            if catalog._database.execute("PRAGMA quick_check").fetchone() == ("ok",):
+                return catalog
+            raise sqlite3.DatabaseError("its pages do not fit together")
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            logger.warning("Prompt cache: %s is damaged; it is put aside and begun anew: %s", path, error)
+        path.replace(path.with_suffix(".damaged"))
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        return cls(path, run)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -87,11 +119,15 @@ class Catalog:
         self._database.execute("DELETE FROM entries WHERE kind = ? AND name = ?", (kind, name))
 
     def begins_run(self) -> bool:
-        """Whether this process is the first of its server to ask: the engines know nothing of the entries."""
+        """Whether this process is the first of its server to ask: the engines know nothing of the entries.
+
+        What the last server was started with goes then: this one is told itself.
+        """
         if self._database.execute("SELECT run FROM runs").fetchone() == (self._run,):
             return False
         with self._database:
             self._database.execute("BEGIN IMMEDIATE")
+            self._database.execute("DELETE FROM entries WHERE json_extract(value, '$.source') != 'api'")
             self._database.execute("DELETE FROM runs")
             self._database.execute("INSERT INTO runs VALUES (?)", (self._run,))
         return True

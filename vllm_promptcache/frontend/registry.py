@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
 
 _SCHEMA = "schema"
+
+logger = logging.getLogger("vllm.promptcache")
 
 # Units of one call to the engine, which answers between two steps: others have their turn between calls.
 TOLD_AT_ONCE = 512
@@ -222,8 +225,9 @@ class SchemaRegistry:
                 yield
                 return
             async with self._catalog.changing():
+                begins = self._catalog.begins_run()
                 await self._take_over(self._catalog)
-                if self._catalog.begins_run():
+                if begins:
                     await self._tell_engines()
                 yield
 
@@ -237,8 +241,13 @@ class SchemaRegistry:
             if entry is None or entry.layout.digest != said["digest"]:
                 if entry is not None:
                     entry.is_defined = False
-                node = schema_from_plain(said["schema"], name)
-                (layout,) = await self.link.run(partial(self.builder.build, [node]))
+                try:
+                    node = schema_from_plain(said["schema"], name)
+                    (layout,) = await self.link.run(partial(self.builder.build, [node]))
+                except ValueError as error:  # it was registered with another model, or format
+                    logger.warning("Prompt cache: schema %r does not fit any more, and goes: %s", name, error)
+                    catalog.remove(_SCHEMA, name)
+                    continue
                 entry = self.entries[name] = SchemaEntry(layout, said["source"], is_defined=True)
                 self.layouts[name] = layout
             entry.pinned = {Placement(*placement) for placement in said["pinned"]}

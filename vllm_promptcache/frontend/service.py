@@ -44,7 +44,7 @@ async def open_service(
     config = PromptCacheConfig.from_vllm_config(vllm_config)
     max_model_len = vllm_config.model_config.max_model_len
     builder = LayoutBuilder(encoder, max_model_len, config)
-    registry = SchemaRegistry(link, builder, config.max_schemas, Catalog.from_environment())
+    registry = SchemaRegistry(link, builder, config.max_schemas, Catalog.of_server(config.dir))
     capacity = Capacity.from_stats(await registry.stats())
     composer = Composer(
         registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair

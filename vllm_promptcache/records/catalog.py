@@ -17,6 +17,7 @@ from vllm_promptcache.records.record_file import RecordHeader
 
 # Rows that pass through memory on their way to a disk or from it, beside what is kept there.
 TRANSIT_BYTES = 512 << 20
+SECONDS_BETWEEN_SAVES = 5.0
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Orders:
     those to write to disk after it."""
 
     dropped: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
+    removed: list[RecordHeader] = field(default_factory=list)
     written: list[RecordHeader] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -65,6 +66,8 @@ class RecordCatalog:
         self._moving: set[str] = set()
         self._loading: list[str] = []
         self._completed: list[str] = []
+        self._private: set[str] = set()
+        self._next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
         self._orders = Orders()
         for record in index.records() if index is not None else ():
             self._find(record)
@@ -91,12 +94,19 @@ class RecordCatalog:
         """Whether it is being recorded or fetched."""
         return name in self._moving
 
-    def begin(self, name: str, num_rows: int, position: int, cost: float) -> bool:
-        """A unit is about to be encoded: whether its rows are to be kept, and room for them is there."""
+    def begin(
+        self, name: str, num_rows: int, position: int, cost: float, *, is_private: bool = False
+    ) -> bool:
+        """A unit is about to be encoded: whether its rows are to be kept, and room for them is there.
+
+        A private record is never written to disk.
+        """
         if name in self._headers or not self._make_room_in_memory(self.bytes_of(num_rows)):
             return False
         header = RecordHeader(name, self.fingerprint, 0, self.num_ranks, num_rows, position, cost)
         self._headers[name] = header
+        if is_private:
+            self._private.add(name)
         self._arrive(name)
         return True
 
@@ -161,9 +171,13 @@ class RecordCatalog:
             self._drop(name)
 
     def forget_all(self) -> None:
-        """Forget every record that is not on its way: the weights have changed."""
+        """Forget every record that is not on its way, and keep none on disk from now on: the weights may have
+        changed, and are not those any more that files are named by. Files stay, for those weights."""
+        self.save()
+        self.disk, self.disk_bytes = GreedyDual(), 0
         for name in [name for name in self._headers if name not in self._moving]:
-            self.discard(name)
+            self._drop(name)
+        self._foreign.clear()
 
     def take_orders(self) -> Orders:
         """What workers are to do with the step being scheduled."""
@@ -178,10 +192,27 @@ class RecordCatalog:
         orders, self._orders = self._orders, Orders()
         return orders
 
+    @property
+    def has_orders(self) -> bool:
+        """Whether workers are still to be told of something."""
+        return bool(self._orders or self._completed or self._loading)
+
     def save(self) -> None:
         """Write the index."""
         if self.index is not None:
             self.index.save()
+
+    def save_sometimes(self) -> None:
+        """Write the index, if that was some time ago."""
+        if self.index is not None and time.monotonic() >= self._next_save:
+            self._next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
+            self.index.save()
+
+    def close(self) -> None:
+        """Write the index, and leave the folder to others."""
+        if self.index is not None:
+            self.index.close()
+            self.index = None
 
     def stats(self) -> dict[str, int]:
         """Counts for people."""
@@ -224,7 +255,7 @@ class RecordCatalog:
 
     def _write(self, header: RecordHeader) -> None:
         num_bytes = self.bytes_of(header.num_rows)
-        if self.index is not None and num_bytes <= self.disk_bytes:
+        if self.index is not None and num_bytes <= self.disk_bytes and header.name not in self._private:
             self._orders.written.append(header)
             self._add_on_disk(header.name, num_bytes, header.cost)
             self.index.note(IndexedRecord(header, num_bytes, time.time()))
@@ -266,7 +297,7 @@ class RecordCatalog:
         if header in self._orders.written:
             self._orders.written.remove(header)
         else:
-            self._orders.removed.append(name)
+            self._orders.removed.append(header)
         if name not in self.host:
             self._headers.pop(name, None)
 
@@ -275,6 +306,7 @@ class RecordCatalog:
         self._orders.dropped.append(name)
         if name not in self.disk:
             self._headers.pop(name, None)
+            self._private.discard(name)
 
     def _dropped(self, name: str) -> None:
         self.num_evictions["host"] += 1

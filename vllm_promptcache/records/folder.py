@@ -30,9 +30,8 @@ class RecordFolder:
     Whatever goes wrong is told in the log, once a kind, and the record is absent: no call raises.
     """
 
-    def __init__(self, path: Path, fingerprint: str, rank: int, num_ranks: int):
+    def __init__(self, path: Path, rank: int, num_ranks: int):
         self.path = path
-        self.fingerprint = fingerprint
         self.rank = rank
         self.num_ranks = num_ranks
         self.num_failures = 0
@@ -53,22 +52,25 @@ class RecordFolder:
             self._waiting_bytes += num_bytes
         self._waiting.put((replace(header, rank=self.rank, num_ranks=self.num_ranks), rows))
 
-    def read(self, name: str) -> tuple[RecordHeader, Rows] | None:
-        """A record, or None where it is absent or unusable; then its file is removed."""
+    def read(self, header: RecordHeader) -> Rows | None:
+        """A record's rows, or None where it is absent or unusable; then its file is removed."""
         self.flush()
-        path = self._path_of(name)
+        path = self._path_of(header)
         try:
-            return read_record(path, name, self.fingerprint)
+            found, rows = read_record(path, header.name, header.fingerprint)
+            if (found.num_rows, found.position) != (header.num_rows, header.position):
+                raise UnreadableRecordError("the index says something else of it")
+            return rows
         except UnreadableRecordError as error:
-            self._complain(name, f"{path.name} is not used, and encoded again: {error}")
-            self.remove(name)
+            self._complain(header.name, f"{path.name} is not used, and encoded again: {error}")
+            self.remove(header)
             return None
 
-    def remove(self, name: str) -> None:
+    def remove(self, header: RecordHeader) -> None:
         """Remove a record's file, if it is there."""
         self.flush()
         with contextlib.suppress(OSError):
-            self._path_of(name).unlink(missing_ok=True)
+            self._path_of(header).unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Wait until everything was written."""
@@ -79,8 +81,8 @@ class RecordFolder:
         self._waiting.put(None)
         self._writer.join()
 
-    def _path_of(self, name: str) -> Path:
-        return self.path / file_name(name, self.fingerprint, self.rank, self.num_ranks)
+    def _path_of(self, header: RecordHeader) -> Path:
+        return self.path / file_name(header.name, header.fingerprint, self.rank, self.num_ranks)
 
     def _write_all(self) -> None:
         while (item := self._waiting.get()) is not None:

@@ -1,4 +1,7 @@
-"""The workers' edge rows: keys and values that do not fill a block, ready to be written into one."""
+"""Rows in a worker's memory: keys and values of tokens, ready to be written into blocks.
+
+Records are all rows of a unit, edge rows those that do not fill a block of one of its placements.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import torch
 
 from vllm_promptcache.blocks.seats import EdgeRows
-from vllm_promptcache.blocks.unit_key import UnitKey
+from vllm_promptcache.records.packing import pack, unpack
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class RowStore:
-    """Per unit, each layer's key and value rows as handed to the backend's cache update.
+    """By name, each layer's key and value rows as handed to the backend's cache update.
 
     Rows are kept before the backend packs or quantizes them, so nothing here knows a layout. Layers of
     one *kind* hand over rows of one shape, and share a tensor: ``(layers of the kind, rows, KV heads, head
-    size)``, or whatever a layer's key and value have behind their first dimension. Tensors live where the
-    model runs.
+    size)``, or whatever a layer's key and value have behind their first dimension. Tensors live on
+    ``device``, or where the model runs; with ``packed_from``, the model's data type, in 8 bits (``packing``).
 
     Life of a unit's rows: `open`, then a `write` for every layer and row, in any order and over several
     steps, then any number of reads, then `drop`. A unit that is opened again begins anew: an encoding that
@@ -27,8 +30,15 @@ class RowStore:
     a row that was not written since is a mistake that is not noticed, except where nothing was written.
     """
 
-    def __init__(self, kinds: Sequence[Hashable]):
+    def __init__(
+        self,
+        kinds: Sequence[Hashable],
+        device: torch.device | None = None,
+        packed_from: torch.dtype | None = None,
+    ):
         """``kinds`` are the layers', in the order in which layers are numbered here."""
+        self._device = device
+        self._packed_from = packed_from
         numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
         self.num_layers = len(kinds)
         self._num_layers_of = [Counter(kinds)[kind] for kind in numbers]
@@ -39,32 +49,65 @@ class RowStore:
             number = numbers[kind]
             self._places.append((number, seen[number]))
             seen[number] += 1
-        self._rows: dict[UnitKey, list[Pair | None]] = {}
-        self._num_rows: dict[UnitKey, int] = {}
+        self._rows: dict[Hashable, list[Pair | None]] = {}
+        self._num_rows: dict[Hashable, int] = {}
 
-    def open(self, unit: UnitKey, num_rows: int) -> None:
+    def open(self, unit: Hashable, num_rows: int) -> None:
         """Begin to keep a unit's rows, anew if some are there; memory is taken when the first are written."""
         self._rows[unit] = [None] * len(self._num_layers_of)
         self._num_rows[unit] = num_rows
 
-    def drop(self, units: Iterable[UnitKey]) -> None:
+    def drop(self, units: Iterable[Hashable]) -> None:
         """Forget units' rows."""
         for unit in units:
             self._rows.pop(unit, None)
             self._num_rows.pop(unit, None)
 
     def write(
-        self, unit: UnitKey, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, unit: Hashable, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Keep ``key[i]`` and ``value[i]`` (``(tokens, KV heads, head size)``) as row ``rows[i]``."""
         kind, index = self._places[layer]
         pair = self._rows[unit][kind]
+        if self._packed_from is not None:
+            key, value = pack(key), pack(value)
+        if self._device is not None:
+            rows, key, value = rows.to(self._device), key.to(self._device), value.to(self._device)
         if pair is None:
             shape = (self._num_layers_of[kind], self._num_rows[unit])
             pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
             self._rows[unit][kind] = pair
         pair[0][index, rows] = key
         pair[1][index, rows] = value
+
+    def layer(self, unit: Hashable, layer: int) -> Pair:
+        """All rows of one layer, as they were written."""
+        kind, index = self._places[layer]
+        key, value = (rows[index] for rows in self._pair(unit, kind))
+        if self._packed_from is None:
+            return key, value
+        return unpack(key, self._packed_from), unpack(value, self._packed_from)
+
+    def all_rows(self, unit: Hashable) -> list[Pair]:
+        """What is kept of a unit, a pair for each kind of layers; not to be changed."""
+        return [self._pair(unit, kind) for kind in range(len(self._num_layers_of))]
+
+    def put(self, unit: Hashable, rows: list[Pair]) -> bool:
+        """Keep rows as ``all_rows`` gave them; whether they are of layers as these are."""
+        shapes = [(len(key), len(value)) for key, value in rows]
+        if shapes != [(number, number) for number in self._num_layers_of]:
+            return False
+        self._rows[unit] = list(rows)
+        self._num_rows[unit] = rows[0][0].shape[1]
+        return True
+
+    def __contains__(self, unit: Hashable) -> bool:
+        return unit in self._rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all rows take."""
+        return sum(t.nbytes for pairs in self._rows.values() for pair in pairs if pair for t in pair)
 
     def gather(self, ranges: Sequence[EdgeRows]) -> Iterator[Pair]:
         """Each layer's key and value rows of several ranges, one after the other: ``(rows, KV heads, head
@@ -94,7 +137,7 @@ class RowStore:
         values = [pair[1][index, r.start : r.end] for pair, r in pairs]
         return torch.cat(keys), torch.cat(values)
 
-    def _pair(self, unit: UnitKey, kind: int) -> Pair:
+    def _pair(self, unit: Hashable, kind: int) -> Pair:
         pair = self._rows[unit][kind]
         assert pair is not None, "a unit's rows are asked for before they are computed"
         return pair

@@ -1,0 +1,72 @@
+"""Recordings: encodings whose rows are kept as records as well."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
+from vllm_promptcache.engine.messages import Recording
+from vllm_promptcache.engine.stored_unit import StoredUnit
+from vllm_promptcache.records.catalog import RecordCatalog
+from vllm_promptcache.records.eviction import encoding_cost
+from vllm_promptcache.records.naming import record_name
+
+
+class Recordings:
+    """Which units' encodings keep a record. What is encoded of a unit a second time, its heads, keep none."""
+
+    def __init__(self, catalog: RecordCatalog):
+        self.catalog = catalog
+        self._names: dict[UnitKey, str] = {}
+        # Who is about to keep which record, from when it is queued.
+        self._planned: dict[str, StoredUnit] = {}
+
+    def plan(self, unit: StoredUnit) -> None:
+        """A unit's encoding is queued: others may wait for its record instead of encoding it as well."""
+        if unit.key.part == WHOLE and self.catalog.is_open and unit.text.kept.any():
+            name = record_name(unit.key)
+            if self.catalog.header(name) is None:
+                self._planned.setdefault(name, unit)
+
+    def planned(self, name: str) -> StoredUnit | None:
+        """Whose encoding is queued or running that keeps a record."""
+        return self._planned.get(name)
+
+    def _end_plan(self, unit: StoredUnit) -> None:
+        name = record_name(unit.key)
+        if self._planned.get(name) is unit:
+            del self._planned[name]
+
+    def begin(self, unit: StoredUnit, num_context_tokens: int) -> Recording | None:
+        """A unit's encoding takes its seats, at first or again: what is kept of it."""
+        kept = unit.text.kept
+        if unit.key.part != WHOLE or not self.catalog.is_open or not kept.any():
+            return None
+        num_rows = int(kept.sum())
+        if unit.key not in self._names:
+            name = record_name(unit.key)
+            cost = encoding_cost(len(kept), num_context_tokens)
+            if not self.catalog.begin(name, num_rows, unit.origin, cost, is_private=_is_private(unit.key)):
+                self._end_plan(unit)
+                return None
+            self._names[unit.key] = name
+        return Recording(self._names[unit.key], np.where(kept, np.cumsum(kept) - 1, -1), num_rows)
+
+    def complete(self, unit: StoredUnit) -> None:
+        """The step that is being scheduled writes the last of a unit's states."""
+        self._end_plan(unit)
+        name = self._names.pop(unit.key, None)
+        if name is not None:
+            self.catalog.complete(name)
+
+    def give_up(self, unit: StoredUnit) -> None:
+        """A unit's encoding ended before that."""
+        self._end_plan(unit)
+        name = self._names.pop(unit.key, None)
+        if name is not None:
+            self.catalog.give_up(name)
+
+
+def _is_private(key: UnitKey) -> bool:
+    """Whether a record must not outlive the server: an adapter's weights are not in its files' names."""
+    return key.adapter is not None

@@ -1,0 +1,24 @@
+"""What the scheduler's process asks of workers besides steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_promptcache.records.record_file import RecordHeader
+
+
+class PromptCacheWorking:
+    """Mixin over vLLM's workers."""
+
+    model_runner: Any
+
+    def fetch_records(self, headers: Sequence[RecordHeader]) -> list[bool]:
+        """Bring records from disk into memory: for each whether it is there now."""
+        found: list[bool] = self.model_runner.records.fetch(headers)
+        return found
+
+    def why_not_movable(self) -> str | None:
+        """Why the model's states cannot be moved to other positions; None where they can."""
+        reason: str | None = self.model_runner.not_movable
+        return reason
