@@ -14,6 +14,7 @@ from vllm_promptcache.cli.model_files import add_model_arguments, load_model_fil
 from vllm_promptcache.errors import IssueList, PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.layout.notes import notes_on
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import build_plan
 from vllm_promptcache.plan.resolve import resolve_prompt
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one line a good document to stdout, and all mistakes of the others to stderr."""
+    """Prints a line a good document, and notes on it, to stdout, and all mistakes of the others to stderr."""
     encoder, max_model_len = TextEncoder(_NoTokens()), _ANY_LENGTH
     if arguments.model:
         files = load_model_files(arguments)
@@ -49,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     for path, document in documents.items():
         if path not in checker.bad:
             print(f"{path}: {checker.describe(document)}")
+            for note in checker.notes(document):
+                print(f"{path}: note: {note}")
     return 1 if checker.bad else 0
 
 
@@ -95,6 +98,13 @@ class _Checker:
                 issues.raise_if_any()
         except PMLError as error:
             self._report(path, error)
+
+    def notes(self, document: Document) -> list[str]:
+        """What may be unexpected of a good document; known with a model only."""
+        if not self._measures:
+            return []
+        layouts = [self._layouts[schema.name] for schema in document.schemas]
+        return [f"schema {layout.name}: {note}" for layout in layouts for note in notes_on(layout)]
 
     def describe(self, document: Document) -> str:
         """What a good document holds, in a few words."""

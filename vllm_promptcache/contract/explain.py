@@ -24,7 +24,7 @@ def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], It
         "num_new_tokens": plan.num_new_tokens,
         "num_repaired_tokens": plan.num_repaired_tokens,
         "next_position": plan.next_position,
-        "notes": list(plan.notes),
+        **({"notes": list(plan.notes)} if plan.notes else {}),
     }
     units = (_unit(unit, moved) for unit, moved in plan.placed_units)
     num_plain = _num_plain(plan.segments)

@@ -1,0 +1,34 @@
+"""Notes on schemas: what is no mistake, but worth saying."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chat_templates import tokenizer_with
+from vllm_promptcache.layout.build import build_layout
+from vllm_promptcache.layout.notes import notes_on
+from vllm_promptcache.pml.parser import parse_document
+
+NOTES = {
+    "<system>S<module name='a'>A</module></system>": [],
+    "S<module name='a'>A</module>": ["it has no roles: over chat it is the system message"],
+    "<system>S</system><module name='a'>A</module><module name='b'>B</module>": [
+        "'a', 'b' in no message: over chat in the user's turn that follows"
+    ],
+    "<system>S</system><module name='a'><user>A</user></module>": [],
+    f"<system><module name='a'>A</module>{'B' * 300}</system>": [
+        "311 tokens of its own text stand behind modules and are computed in each request"
+    ],
+}
+
+
+@pytest.mark.parametrize("schema", NOTES)
+def test_notes(schema: str) -> None:
+    (node,) = parse_document(f"<schema name='s'>{schema}</schema>").schemas
+    assert list(notes_on(build_layout(node, tokenizer_with("qwen3"), 4096))) == NOTES[schema]
+
+
+def test_without_a_system_role() -> None:
+    (node,) = parse_document("<schema name='s'>S</schema>").schemas
+    (note,) = notes_on(build_layout(node, tokenizer_with("gemma"), 4096))
+    assert note.endswith("over chat it begins the first user's turn")
