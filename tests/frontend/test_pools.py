@@ -13,6 +13,7 @@ from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.members import NewMember, first_members
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.pools import Put
+from vllm_promptcache.plan.conversation import Turns
 
 DESK = (
     '<schema name="desk">Answer.<module name="m">x<pool name="files" length="30"/></module>'
@@ -191,3 +192,20 @@ def test_members_are_named_by_path(desk: FrontEnd) -> None:
     described = details(desk.registry["desk"], run_sync(desk.registry.status(desk.registry["desk"])))
     (pool,) = [module["pool"] for module in described["modules"] if module["path"] == "desk/passages"]
     assert (pool["length"], pool["registered"], pool["modules"][0]["tokens"]) == (200, 1, 8)
+
+
+def test_pools_in_the_turns_of_a_chat(desk: FrontEnd) -> None:
+    """Members stand right behind each other in a message, and what ends it is new behind them."""
+    desk.register(
+        '<schema name="rag"><system>Sys.</system><user>Notes: <pool name="p">'
+        '<module name="x">XX</module></pool></user></schema>'
+    )
+    pml = '<prompt schema="rag"><p><x/><x/></p></prompt>'
+    earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    for messages in ([], earlier):
+        turns = Turns([*messages, {"role": "user", "content": "When?"}])
+        prompt = run_sync(desk.composer.compose_chat(pml, PromptOptions(), turns))
+        decode = desk.registry.builder.encoder.decode
+        assert "Notes: XXXX\nWhen?<|im_end|>" in decode(prompt.token_ids)
+        places = [s.first_position for s in prompt.plan.segments if isinstance(s, CachedSegment)][-2:]
+        assert places[1] == places[0] + 2
