@@ -35,6 +35,7 @@ BENCHMARKS = {
 OTHERS = {
     "eviction": "hit rates of what is evicted on Zipf traces, beside LRU and the offline optimum",
     "layouts": "tokens computed by everyday prompts: plain sent twice, composed sent twice",
+    "routing": "units found resident by which of several engines requests go to",
     "quality": "answers over modules against full prefill",
     "laboratory": "the same of encodings and repairs that no engine has, as masks in Transformers",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 # An engine is passed over when it has more than so many times its share of the load, and then some.
 LOAD_FACTOR = 1.25
-LOAD_SLACK = 2
+LOAD_SLACK = 1
 
 
 def engine_for(wire: Mapping[str, Any], loads: Sequence[float]) -> int:

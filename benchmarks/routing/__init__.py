@@ -1,0 +1,1 @@
+"""Where requests go that have several engines: how many of their units they find there."""
