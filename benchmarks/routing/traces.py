@@ -70,7 +70,7 @@ def resident_share(
 def compare(num_modules: int, per_request: int, num_engines: int, room: int, num_requests: int) -> str:
     """A table of both ways, for Zipf exponents."""
     lines = [
-        "| Zipf exponent | found, to the least busy | found, where modules are at home | busiest engine's share |",
+        "| Zipf exponent | found, to the least busy | found, where modules are at home | busiest's share |",
         "|---|---|---|---|",
     ]
     for exponent in (0.0, 0.6, 1.0, 1.2):
