@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
     questions = Questions(
         library, AutoTokenizer.from_pretrained(settings.model), args.answer_tokens, settings.seed
     )
-    ways, rounds = args.ways.split(","), 2 if settings.quick else args.rounds
+    ways, rounds = _ways(run, args.ways), 2 if settings.quick else args.rounds
     levels = [2] if settings.quick else [int(level) for level in args.concurrency.split(",")]
     points = [(load, level) for load in args.load.split(",") for level in levels]
     if all(run.has(f"{load}:{level}") for load, level in points):
@@ -124,6 +125,14 @@ def run(run: Run, args: argparse.Namespace) -> None:
                 cell = _measure(servers, questions, load, level, count, rounds)
                 run.add(key, {"load": load, "concurrency": level, **cell})
                 run.say(f"{key}: marks / prefix cache {shown(_ratio(cell, 'marks', 'on'), 2)}")
+
+
+def _ways(run: Run, given: str) -> list[str]:
+    ways = given.split(",")
+    if "reordered" in ways and find_spec("contextpilot") is None:
+        run.say("reordered is left out: pip install 'vllm-promptcache[reorder]'")
+        ways.remove("reordered")
+    return ways
 
 
 def _server(way: str, settings: Any) -> Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from benchmarks.speed.passages import FEWEST, MOST, Found, Library, rank
 from benchmarks.speed.reordering import Reordering
 from benchmarks.speed.retrieval import WAYS, Questions, cached_share, figures, panels, tables, winner
 
+needs_contextpilot = pytest.mark.skipif(
+    find_spec("contextpilot") is None, reason="pip install 'vllm-promptcache[reorder]'"
+)
 SUBJECTS = ("tower", "river", "market", "winter", "garden", "music", "harbour", "forest", "letter", "horse")
 
 
@@ -48,6 +52,7 @@ def test_questions_find_their_passages_best_first(folder: Path) -> None:
     assert rank(["a cat sits", "a dog runs"], ["the dog"], 2)[0][0] == 1
 
 
+@needs_contextpilot
 def test_reordering_keeps_passages_and_shares_beginnings() -> None:
     asked = [Found(f"{n}?", tuple(f"passage {(n * 3 + i) % 8}" for i in range(5))) for n in range(8)]
     reordered = Reordering().reorder(asked)
@@ -66,6 +71,7 @@ def test_reordering_keeps_passages_and_shares_beginnings() -> None:
     assert shared(reordered) > shared(asked)
 
 
+@needs_contextpilot
 def test_all_ways_ask_the_same_text_and_one_marks_it(folder: Path, embedded_model: Path) -> None:
     questions = Questions(Library.read(folder), AutoTokenizer.from_pretrained(embedded_model), 8, seed=0)
     found = questions.take("new", 4)
