@@ -8,6 +8,7 @@
 #   make check    format, lint, types, and the tests that need no engine (a minute or two)
 #   make format   puts the code into the form that `make check` asks for
 #   make bench    the benchmarks; ARGS="..." are handed to them
+#   make soak     long tests; ARGS="store" names them (tests/soak.py)
 #   make install  only makes .venv, which the others do as well
 #
 # MODEL=path-or-hub-name   another model than the embedded SmolLM2-135M-Instruct (demo, bench)
@@ -22,7 +23,7 @@ STAMP := .venv/.installed-$(BACKEND)
 CODE := $(wildcard vllm_promptcache demo tests benchmarks examples tools setup.py)
 ENGINE_TESTS := tests/engine tests/offline tests/server
 
-.PHONY: help demo test check format bench install clean
+.PHONY: help demo test check format bench soak install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +76,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

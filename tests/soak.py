@@ -1,0 +1,33 @@
+"""Long tests, by name: ``make soak ARGS=store``.
+
+- ``store``: 100,000 steps of the stateful test of the store with records and placements (about ten minutes).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+SOAKS: dict[str, tuple[str, dict[str, str]]] = {
+    "store": ("tests/engine/test_store_machine.py", {"STORE_EXAMPLES": "1000", "STORE_STEPS": "100"}),
+}
+
+
+def main(names: list[str]) -> int:
+    """Run soaks one after the other; the first failure ends it."""
+    unknown = [name for name in names if name not in SOAKS]
+    if unknown or not names:
+        print(f"soak: {' '.join(unknown) or 'nothing'} is none of {', '.join(SOAKS)}", file=sys.stderr)
+        return 2
+    for name in names:
+        tests, settings = SOAKS[name]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=0", tests]
+        status = subprocess.run(command, env=os.environ | settings).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
