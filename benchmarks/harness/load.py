@@ -206,4 +206,5 @@ def reuse(server: Server, ask: Ask) -> Reuse:
     body["max_tokens"] = ask.num_answer_tokens
     answer = server.call("POST", ask.path, body)
     num_tokens = (answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Reuse(int(num_tokens), int((answer.get("prompt_cache") or {}).get("modules_encoded", 0)))
+    report = answer.get("prompt_cache") or {}
+    return Reuse(int(num_tokens + report.get("tokens_encoded", 0)), int(report.get("modules_encoded", 0)))

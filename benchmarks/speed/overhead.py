@@ -86,7 +86,9 @@ def measure(
     source = TextSource(read_corpus(settings.data), llm.get_tokenizer(), settings.seed)
     stopwatch = Stopwatch()
     scheduler = core_of(llm).scheduler
-    live = [scheduler, scheduler.kv_cache_manager, scheduler.store, scheduler.catalog, runner_of(llm)]
+    store = scheduler.store
+    parts = [scheduler.composing, scheduler.composed, scheduler.residence, scheduler.encodings]
+    live = [scheduler, *parts, scheduler.kv_cache_manager, store.known, store.resident, runner_of(llm)]
     watched = watch_plugin(stopwatch, live)
     _watch_cache_updates(stopwatch, llm)
     cells = [_Point(llm, settings, source, stopwatch, *point).measure(count) for point in points]
@@ -158,7 +160,8 @@ class _Point:
         self.stopwatch.reset()
         params = SamplingParams(max_tokens=1, temperature=0.0)
         output = self.llm.generate_pml(self.schema.prompt(), params, prompt=new)[0]
-        assert output.num_cached_tokens == self.cached, (output.num_cached_tokens, self.cached)
+        report = output.prompt_cache
+        assert report["tokens_reused"] + report["tokens_encoded"] == self.cached, (report, self.cached)
         own = {n: t / 1e3 for n, t in self.stopwatch.reset().items() if n != VLLM}
         stages.update(dict.fromkeys(ENGINE, 0.0))
         for name, microseconds in own.items():
@@ -197,9 +200,10 @@ def stage_of(name: str) -> str:
     if name == "edge rows" or "edge_row" in method:
         return "edge rows"
     for word, stage in (
-        ("Schedul", "scheduler"),
+        ("Step", "worker"),
+        *((word, "scheduler") for word in ("Schedul", "Compos", "Residence", "Encodings")),
         ("Block", "blocks"),
-        ("Store", "blocks"),
+        ("Units", "blocks"),
         ("Runner", "worker"),
     ):
         if word in cls:

@@ -170,11 +170,14 @@ def set_aside(scheduler: Any, requests: Sequence[Any]) -> Iterator[None]:
     Target: Scheduler.running, waiting and max_num_active_reqs. Why: vLLM schedules who runs before who
     waits, in the order of arrival. Those set aside keep their place in the batch, and what they hold.
     """
+    if not requests:
+        yield
+        return
     aside = {request.request_id for request in requests}
     running = [request for request in scheduler.running if request.request_id in aside]
     others = [request for request in scheduler.running if request.request_id not in aside]
     waiting = [request for request in requests if request not in running]
-    if not aside or len(scheduler.waiting) == len(waiting):
+    if len(scheduler.waiting) == len(waiting):
         if running and others:
             scheduler.running = others + running  # the last is also the first to be preempted
         yield

@@ -165,7 +165,9 @@ class PromptCacheScheduling(Base):
         self.loads.place_background(lambda num_blocks: manager.make_room(num_blocks, None, None))
         with compat.set_aside(self, () if self._stood_still else self.residence.background):
             output = super().schedule(*args, **kwargs)
-        self._stood_still = not output.total_num_scheduled_tokens
+        # Who waits still may need what those set aside hold; there is room for both then.
+        has_tokens_left = output.total_num_scheduled_tokens < self.max_num_scheduled_tokens
+        self._stood_still = has_tokens_left and not output.scheduled_new_reqs
         if self.composed.by_id or self.store.resident.has_dropped or self.records.has_orders:
             self._tell_workers(output)
         return output
