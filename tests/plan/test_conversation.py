@@ -284,3 +284,11 @@ def test_a_date_that_has_changed_is_new_text() -> None:
         assert f"Today Date: {date}" in texts[-1] and A in texts[-1]
         assert any(isinstance(s, CachedSegment) and s.unit.id == "s/a" for s in plan.segments)
     assert texts[0].replace("26 Jul 2024", "3 May 2026") == texts[1]
+
+
+def test_a_default_system_message_is_part_of_a_schema_that_begins_with_a_user() -> None:
+    plan = composed("qwen2.5", TALKS["no system message"])
+    first = plan.segments[0]
+    assert isinstance(first, CachedSegment) and first.unit.id == "s"
+    assert "You are Qwen." in tokenizer_with("qwen2.5").decode(first.unit.token_ids)
+    assert not any(s.moved for s in plan.segments if isinstance(s, CachedSegment))

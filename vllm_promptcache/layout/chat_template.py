@@ -103,6 +103,12 @@ class ChatTemplate:
             self._words[key] = RoleWords(self._before(role, previous), self._after(role))
         return self._words[key]
 
+    def opening(self, role: str) -> RoleWords:
+        """The words around a `role` message that begins a conversation, with a system message that the
+        template puts before it. Raises ChatTemplateError as `words`."""
+        words = self.words(role)
+        return RoleWords(self._renderer.before_first(role) or words.before, words.after)
+
     def continuation(
         self,
         messages: Sequence[Message],

@@ -275,8 +275,11 @@ class _Drafter:
         before: Sequence[int] = ()
         after: Sequence[int] = ()
         try:
-            words = self._encoder.template.words(node.role, self._previous_role)
-            before, after = self._encoder.role_tokens(node.role, self._previous_role)
+            if draft.index == 0 and position == int(draft.has_bos):
+                words = self._encoder.template.opening(node.role)
+            else:
+                words = self._encoder.template.words(node.role, self._previous_role)
+            before, after = self._encoder.encode(words.before), self._encoder.encode(words.after)
         except ChatTemplateError as error:
             self._issues.add(node.place.issue(str(error)))
         index = len(draft.messages)
