@@ -1,0 +1,104 @@
+"""What vLLM's V2 model runner has to get right, by Triton's interpreter: run by test_model_runner_v2.py in a
+process of its own, with the plugin tests/interpreted_triton.py. Cut to what an interpreter does in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cases import CASES, ENCODE_MODES
+from tests.engine.language import plan_of
+from tests.engine.long_cases import LONG_CASES
+from tests.engine.oracle import Oracle
+from tests.engine.plans import random_tokens, scattered, simple, travel
+from tests.engine.support import Engine, greedy, largest_error, serving, tokens_of
+from tests.engine.test_stress import Stress
+from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.repairs.repaired import without_reuse
+
+MAX_ERROR = 1e-3
+CHOSEN = [case.with_encode(mode) for case in (*CASES[::20], *LONG_CASES[::9]) for mode in ENCODE_MODES]
+SMALL_STEPS = {"max_num_batched_tokens": 37, "max_num_seqs": 16}
+
+
+def runner_of(engine: Engine) -> Any:
+    return engine.core.model_executor.driver_worker.worker.model_runner
+
+
+def check(engine: Engine, model: Path, oracle: Oracle, prompts: list[Plan], num_tokens: int) -> None:
+    """Ask cold, warm and without reuse, all prompts at once."""
+    expected = [oracle(model, prompt, num_tokens) for prompt in prompts]
+    plain = [without_reuse(prompt) for prompt in prompts]
+    expected_plain = [oracle(model, prompt, 2) for prompt in plain]
+    params = greedy(num_tokens, logprobs=2)
+    answers = [engine.ask(prompts, params), engine.ask(prompts[::-1], params)[::-1]]
+    for outputs in answers:
+        for output, prompt, (tokens, logprobs) in zip(outputs, prompts, expected, strict=True):
+            assert largest_error(output, logprobs) < MAX_ERROR
+            assert tokens_of(output) == tokens
+            assert output.num_cached_tokens == prompt.num_cached_tokens
+    outputs = engine.ask(plain, greedy(2, logprobs=2))
+    for output, (tokens, logprobs) in zip(outputs, expected_plain, strict=True):
+        assert largest_error(output, logprobs) < MAX_ERROR and tokens_of(output) == tokens
+
+
+def test_the_table_of_cases(tiny_model: Path, oracle: Oracle) -> None:
+    with serving(tiny_model, num_gpu_blocks_override=2000, **SMALL_STEPS) as engine:
+        names = [cls.__module__ for cls in type(runner_of(engine)).__mro__]
+        assert {"vllm.v1.worker.gpu.model_runner", "vllm_promptcache.engine.model_runner_v2"} <= set(names)
+        check(engine, tiny_model, oracle, [plan_of(case, tiny_model) for case in CHOSEN], 5)
+
+
+def test_asynchronous_steps(tiny_model: Path, oracle: Oracle) -> None:
+    with serving(tiny_model, block_size=64, force_async=True, **SMALL_STEPS) as engine:
+        check(engine, tiny_model, oracle, [travel(), scattered(travel()), simple("a")], 8)
+        expected = tokens_of(engine.ask([travel("running")], greedy(6))[0])
+        engine.forget_everything()
+        name = engine.add(travel("running"), greedy(6))
+        for _ in range(3):
+            engine.step()
+        assert engine.llm_engine.reset_prefix_cache(reset_running_requests=True)
+        engine.finish()
+        assert tokens_of(engine.outputs[name]) == expected
+
+
+def test_preempted_requests_say_the_same(tiny_model: Path, oracle: Oracle) -> None:
+    prompts = [travel(f"preempted {i % 2}") for i in range(4)]
+    settings = {"num_gpu_blocks_override": 60, "max_model_len": 1024, "max_num_batched_tokens": 128}
+    with serving(tiny_model, **settings) as engine:
+        names = [engine.add(prompt, greedy(60)) for prompt in prompts]
+        names.append(engine.add(random_tokens(700, "plain").tolist(), greedy(60)))
+        preemptions = 0
+        while engine.llm_engine.has_unfinished_requests():
+            engine.step()
+            preemptions += sum(r.num_preemptions for r in engine.scheduler.requests.values())
+        assert preemptions
+        for name, prompt in zip(names, prompts, strict=False):
+            assert tokens_of(engine.outputs[name]) == oracle(tiny_model, prompt, 60)[0]
+
+
+def test_min_tokens_counts_tokens_where_positions_have_gaps(tiny_model: Path, oracle: Oracle) -> None:
+    prompt = travel()
+    tokens, _ = oracle(tiny_model, prompt, 6)
+    with serving(tiny_model) as engine:
+        params = greedy(6, min_tokens=5, stop_token_ids=[tokens[1]], ignore_eos=False)
+        (output,) = engine.ask([prompt], params)
+        assert len(tokens_of(output)) >= 5
+
+
+@pytest.mark.parametrize("force_async", [False, True], ids=["synchronous", "asynchronous"])
+def test_random_operations(tiny_model: Path, force_async: bool) -> None:
+    with serving(
+        tiny_model,
+        max_model_len=1024,
+        num_gpu_blocks_override=48,
+        max_num_batched_tokens=128,
+        max_num_seqs=8,
+        force_async=force_async,
+    ) as engine:
+        stress = Stress(engine, seed=7)
+        stress.run(200)
+        assert stress.num_finished > 15 and stress.num_aborted > 3
+        stress.end()
