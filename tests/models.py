@@ -58,13 +58,14 @@ def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> Path:
 
 def _save(model_type: str, config: dict[str, Any], seed: int, folder: Path) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
+
+    from tests.reference import model_class
 
     # Made first: from_config draws weights of its own, at random but from the same generator.
     with torch.random.fork_rng(devices=[]):
-        model: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(model_type, **config), dtype=torch.float32
-        )
+        made = AutoConfig.for_model(model_type, **config)
+        model: Any = model_class(made).from_config(made, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

@@ -6,17 +6,24 @@ held against. It shares no code with the product.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 
 
 def load_reference_model(path: Any) -> Any:
     """A Transformers model that takes an explicit four-dimensional mask."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+    kind = model_class(AutoConfig.from_pretrained(path))
+    return kind.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def model_class(config: Any) -> Any:
+    """The class that makes a model of a configuration: a language model, or one with a part for images."""
+    is_text = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if is_text else AutoModelForImageTextToText
 
 
 class Sequence:
@@ -63,24 +70,52 @@ def build_sequence(explained: dict[str, Any]) -> tuple[Sequence, list[int]]:
     return sequence, included
 
 
+def masks(model: Any, sees: list[list[int]], position_ids: list[int]) -> Any:
+    """The mask of each token of `sees` over all tokens, ``(1, 1, len(sees), tokens)``; by kind of layer for
+    models that take one for each.
+
+    A window of w counts states: the last w of those that a token attends to in position order, itself
+    included.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    full = _mask(sees, len(position_ids))
+    if not window:
+        return full if not _by_kind(model) else {"full_attention": full}
+    in_order = [sorted(seen, key=lambda index: position_ids[index]) for seen in sees]
+    sliding = _mask([seen[-window:] for seen in in_order], len(position_ids))
+    return {"full_attention": full, "sliding_attention": sliding} if _by_kind(model) else sliding
+
+
+def _mask(sees: list[list[int]], num_tokens: int) -> torch.Tensor:
+    mask = np.full((len(sees), num_tokens), np.finfo(np.float32).min, np.float32)
+    for index, seen in enumerate(sees):
+        mask[index, seen] = 0
+    return torch.from_numpy(mask)[None, None]
+
+
+def _by_kind(model: Any) -> bool:
+    """Whether a model takes a mask for each kind of its layers: those it makes itself are by kind then."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    source = inspect.getsource(type(model.base_model).forward)
+    return "sliding_attention" in kinds and "_mapping" in source
+
+
 @torch.inference_mode()
 def greedy(model: Any, explained: dict[str, Any], num_tokens: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and their log-probabilities, ``(num_tokens, vocabulary)``, by full recomputation once
     for the prompt and token by token after it."""
     sequence, included = build_sequence(explained)
     count = len(sequence.token_ids)
-    mask = np.full((count, count), np.finfo(np.float32).min, np.float32)
-    for index, seen in enumerate(sequence.sees):
-        mask[index, seen] = 0
     output = model(
         input_ids=torch.tensor([sequence.token_ids]),
         position_ids=torch.tensor([sequence.position_ids]),
-        attention_mask=torch.from_numpy(mask)[None, None],
+        attention_mask=masks(model, sequence.sees, sequence.position_ids),
+        past_key_values=DynamicCache(),  # one that keeps all states, whatever windows the model has
         use_cache=True,
     )
     cache, logits = output.past_key_values, output.logits[0, included[-1]]
-    visible = np.full(count + num_tokens, np.finfo(np.float32).min, np.float32)
-    visible[included] = 0
+    positions = list(sequence.position_ids)
     tokens: list[int] = []
     rows: list[torch.Tensor] = []
     for step in range(num_tokens):
@@ -88,11 +123,12 @@ def greedy(model: Any, explained: dict[str, Any], num_tokens: int) -> tuple[list
         tokens.append(int(logits.argmax()))
         if step + 1 == num_tokens:
             break
-        visible[count + step] = 0
+        included.append(count + step)
+        positions.append(explained["next_position"] + step)
         output = model(
             input_ids=torch.tensor([[tokens[-1]]]),
-            position_ids=torch.tensor([[explained["next_position"] + step]]),
-            attention_mask=torch.from_numpy(visible[: count + step + 1])[None, None, None],
+            position_ids=torch.tensor([positions[-1:]]),
+            attention_mask=masks(model, [included], positions),
             past_key_values=cache,
             use_cache=True,
         )

@@ -36,6 +36,7 @@ OTHERS = {
     "eviction": "hit rates of what is evicted on Zipf traces, beside LRU and the offline optimum",
     "layouts": "tokens computed by everyday prompts: plain sent twice, composed sent twice",
     "routing": "units found resident by which of several engines requests go to",
+    "models": "every model family against Transformers; makes the table of docs/models.md",
     "quality": "answers over modules against full prefill",
     "laboratory": "the same of encodings and repairs that no engine has, as masks in Transformers",
 }

@@ -27,6 +27,7 @@ class Memory:
     """Slots by number, edge rows by unit, and blocks handed out one after the other."""
 
     block_size: int
+    window: int = 0
     slots: dict[int, Token] = field(default_factory=dict)
     rows: dict[UnitKey, dict[int, Token]] = field(default_factory=dict)
     blocks: dict[UnitKey, list[int]] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class Memory:
 
     def store(self, key: UnitKey, text: HomeText) -> UnitGeometry:
         """Lay a unit out and write all its tokens where the geometry says they are kept."""
-        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks)
+        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks, self.window)
         self.geometries[key] = geometry
         self.blocks[key] = self.take(geometry.num_blocks)
         self.rows[key] = {}
@@ -70,7 +71,9 @@ class Running:
 
     def __init__(self, memory: Memory, composition: Composition, name: str, num_generated: int = 0):
         self.memory, self.name = memory, name
-        self.seats: Seats = take_seats(composition, memory.geometries, memory.block_size, 1_000_000)
+        self.seats: Seats = take_seats(
+            composition, memory.geometries, memory.block_size, 1_000_000, memory.window
+        )
         seats = self.seats
         self.shared = [b for s in seats.shared for b in memory.blocks[s.unit][s.start : s.end]]
         stream = seats.num_prompt_tokens - seats.num_shared_blocks * memory.block_size + num_generated

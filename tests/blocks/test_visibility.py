@@ -142,3 +142,41 @@ def _tokens(world: World, name: str, all_of_it: bool) -> list[tuple[int, int]]:
         )
         if kept or all_of_it
     ]
+
+
+@given(st.data(), worlds(), st.integers(1, 40))
+def test_windows_count_the_last_states_in_position_order(
+    data: st.DataObject, world: World, window: int
+) -> None:
+    """By index in its row's table, a token's last states are those that stand last before it."""
+    composition = data.draw(compositions(world))
+    memory = Memory(world.block_size, window)
+    for name, unit in world.units.items():
+        memory.store(name, unit)
+    num_generated = data.draw(st.integers(0, world.block_size))
+    request = Running(memory, composition, "request", num_generated)
+    assert request.seats.num_cached_tokens == composition.num_cached_tokens
+    for scheduled in cut(data.draw, composition.num_tokens - composition.num_cached_tokens + num_generated):
+        step([(request, scheduled)])
+    check(request, composition, num_generated)
+    seen, _ = expected_seen(composition, request.name)
+    for found, wanted in zip(request.seen, seen, strict=False):
+        assert found[-window:] == wanted[-window:]
+
+
+@given(st.data(), worlds(), st.integers(2, 40))
+def test_windows_over_heads(data: st.DataObject, world: World, window: int) -> None:
+    composition = data.draw(compositions(world, data.draw(st.integers(1, 2 * world.block_size + 1))))
+    memory = Memory(world.block_size, window)
+    for name, unit in world.units.items():
+        memory.store(name, unit)
+    taken = take_from_heads(
+        composition,
+        memory.geometries,
+        lambda name, end: memory.store_head(name, world.units[str(name)], end),
+    )
+    request = Running(memory, taken, "request")
+    step([(request, composition.num_tokens - composition.num_cached_tokens)])
+    seen, _ = expected_seen(composition, request.name)
+    for found, wanted in zip(request.seen, seen, strict=True):
+        assert found[-window:] == wanted[-window:]

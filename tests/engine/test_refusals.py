@@ -10,7 +10,9 @@ from vllm.config.kv_events import KVEventsConfig
 from vllm.model_executor.models import registry
 
 from tests.engine.support import EngineArgs
+from vllm_promptcache.cli.main import main
 from vllm_promptcache.compat import UnsupportedError
+from vllm_promptcache.engine import models
 
 SMALL: dict[str, Any] = {
     "vocab_size": 1000,
@@ -24,42 +26,12 @@ SMALL: dict[str, Any] = {
 }
 
 MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "mistral": ("mistral", "MistralForCausalLM", {"sliding_window": 128}, "sliding-window"),
-    "gemma2": ("gemma2", "Gemma2ForCausalLM", {"sliding_window": 128}, "sliding-window"),
-    "gemma3": ("gemma3_text", "Gemma3ForCausalLM", {"sliding_window": 128}, "sliding-window"),
-    "phi3": ("phi3", "Phi3ForCausalLM", {"sliding_window": 128, "pad_token_id": 0}, "sliding-window"),
-    "qwen2": (
-        "qwen2",
-        "Qwen2ForCausalLM",
-        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
-        "sliding-window",
-    ),
-    "gpt-oss": (
-        "gpt_oss",
-        "GptOssForCausalLM",
-        {"sliding_window": 128, "num_local_experts": 4},
-        "sliding-window",
-    ),
     "llama4": ("llama4_text", "Llama4ForCausalLM", {"attention_chunk_size": 128}, "chunked-local"),
     "bloom": ("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}, "ALiBi"),
     "falcon-alibi": ("falcon", "FalconForCausalLM", {"alibi": True, "head_dim": None}, "ALiBi"),
     "mamba": ("mamba", "MambaForCausalLM", {"state_size": 16}, "recurrent"),
     "mamba2": ("mamba2", "Mamba2ForCausalLM", {"num_heads": 4, "head_dim": 32, "expand": 2}, "recurrent"),
     "jamba": ("jamba", "JambaForCausalLM", {"num_hidden_layers": 8}, "recurrent"),
-    "deepseek": (
-        "deepseek_v2",
-        "DeepseekV2ForCausalLM",
-        {
-            "head_dim": None,
-            "kv_lora_rank": 32,
-            "q_lora_rank": None,
-            "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 32,
-            "v_head_dim": 32,
-            "num_key_value_heads": 4,
-        },
-        "multi-head latent",
-    ),
     "bert": ("bert", "BertModel", {}, "pooling"),
 }
 
@@ -106,8 +78,46 @@ def test_models(
     assert model in str(caught.value)
 
 
-def test_a_sliding_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
-    model = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": None})
+def test_the_command_line_says_what_a_start_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bloom").mkdir()
+    refused = folder(tmp_path / "bloom", *MODELS["bloom"][:3])
+    served = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": 128})
+    with pytest.raises(UnsupportedError) as caught:
+        configure(refused)
+    assert main(["models", served, refused, str(tmp_path / "absent")]) == 1
+    first, second, third = capsys.readouterr().out.splitlines()[-3:]
+    assert first.startswith(f"{served}: served, up to 2048 positions; what a window of 128 states reaches")
+    assert second == f"{refused}: {caught.value}"
+    assert third.startswith(f"{tmp_path}/absent: vLLM cannot read its configuration")
+    assert main(["models", served, "--max-model-len", "128"]) == 0
+    assert capsys.readouterr().out.endswith("served, up to 128 positions\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({"sliding_window": None}, 0),
+        ({"sliding_window": 128}, 129),
+        ({"sliding_window": 1023}, 1024),
+        ({"sliding_window": 1024}, 0),  # the model's length: it cannot bind
+        ({"sliding_window": 262144}, 0),
+    ],
+)
+def test_windows_that_can_bind(tmp_path: Path, changes: dict[str, Any], window: int) -> None:
+    model = folder(tmp_path, "mistral", "MistralForCausalLM", changes)
+    vllm_config = configure(model)
+    assert "PromptCache" in vllm_config.parallel_config.worker_cls
+    assert models.window_of(vllm_config.model_config) == window
+
+
+def test_layers_of_one_kind_have_no_windows(tmp_path: Path) -> None:
+    changes = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}
+    model = folder(tmp_path, "qwen2", "Qwen2ForCausalLM", changes)
+    assert models.window_of(configure(model).model_config) == 0
+
+
+def test_a_chunk_of_the_models_length_is_none(tmp_path: Path) -> None:
+    model = folder(tmp_path, "llama4_text", "Llama4ForCausalLM", {"attention_chunk_size": 1024})
     assert "PromptCache" in configure(model).parallel_config.worker_cls
 
 
@@ -137,8 +147,8 @@ def test_settings(llama: str, settings: dict[str, Any], reason: str) -> None:
 
 
 def test_all_reasons_are_named_at_once(tmp_path: Path) -> None:
-    model = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": 128})
-    with pytest.raises(UnsupportedError, match=r"sliding-window.*; .*chunked prefill"):
+    model = folder(tmp_path, "llama4_text", "Llama4ForCausalLM", {"attention_chunk_size": 128})
+    with pytest.raises(UnsupportedError, match=r"chunked-local.*; .*chunked prefill"):
         configure(model, enable_chunked_prefill=False, max_num_batched_tokens=4096)
 
 

@@ -1,5 +1,7 @@
-"""What vLLM's V2 model runner has to get right, by Triton's interpreter: run by test_model_runner_v2.py in a
-process of its own, with the plugin tests/interpreted_triton.py. Cut to what an interpreter does in minutes."""
+"""What vLLM's V2 model runner has to get right, by Triton's interpreter. Cut to what that does in minutes.
+
+Run by test_model_runner_v2.py in a process of its own, with the plugin tests/interpreted_triton.py.
+"""
 
 from __future__ import annotations
 

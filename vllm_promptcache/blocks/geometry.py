@@ -34,6 +34,7 @@ class UnitGeometry:
     its own block boundary on. Tokens past a piece's last whole block are *edge rows*: key and value rows
     kept beside the blocks and written into each request's private blocks. A piece's last block is kept
     as rows even when it is full, so that a prompt can drop the piece's last token and compute it anew.
+    For models with windows so are the blocks before it that hold the last tokens which a window counts.
 
     Arrays over tokens have shape ``(tokens,)``, arrays over pieces ``(pieces,)``, all int64.
     ``position_ids`` are the unit's.
@@ -51,23 +52,24 @@ class UnitGeometry:
     rows: NDArray[np.int64]
     num_blocks: int
     num_rows: int
-    _ranges: dict[tuple[int, int], StoredRange] = field(default_factory=dict, repr=False)
+    _ranges: dict[tuple[int, int, int], StoredRange] = field(default_factory=dict, repr=False)
 
-    def stored_range(self, start: int, end: int) -> StoredRange:
-        """How the tokens ``[start, end)`` are stored; worked out once, as prompts ask for the same.
+    def stored_range(self, start: int, end: int, tail: int = 0) -> StoredRange:
+        """How the tokens ``[start, end)`` are stored, at least the last ``tail`` of them as edge rows;
+        worked out once, as prompts ask for the same.
 
         Raises:
             ValueError: the range is not part of one piece, or needs an edge row that is not kept.
         """
-        found = self._ranges.get((start, end))
+        found = self._ranges.get((start, end, tail))
         if found is None:
-            found = self._find_range(start, end)
+            found = self._find_range(start, end, tail)
             if len(self._ranges) >= MAX_KNOWN_RANGES:
                 self._ranges.clear()
-            self._ranges[start, end] = found
+            self._ranges[start, end, tail] = found
         return found
 
-    def _find_range(self, start: int, end: int) -> StoredRange:
+    def _find_range(self, start: int, end: int, tail: int) -> StoredRange:
         piece = self.piece_of(start) if 0 <= start < end <= len(self.slots) else len(self.piece_starts)
         if (
             piece == len(self.piece_starts)
@@ -75,7 +77,7 @@ class UnitGeometry:
         ):
             raise ValueError(f"tokens [{start}, {end}) are not within one piece")
         position, base, size = int(self.position_ids[start]), int(self.piece_starts[piece]), self.block_size
-        first, last = -(-(start - base) // size), (end - base) // size
+        first, last = -(-(start - base) // size), (end - tail - base) // size
         if first >= last:
             return StoredRange(position, None, (self._rows_of(start, end),))
         own = int(self.first_blocks[piece])
@@ -117,8 +119,12 @@ def lay_out_unit(
     kept: NDArray[np.bool_],
     block_size: int,
     breaks: Sequence[int] = (),
+    window: int = 0,
 ) -> UnitGeometry:
-    """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens."""
+    """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
+
+    ``window`` is the most states that a layer's window counts, 0 without windows: see `take_seats`.
+    """
     starts, ends = find_pieces(position_ids, kept, breaks)
     lengths = ends - starts
     whole = lengths // block_size
@@ -128,7 +134,10 @@ def lay_out_unit(
     for start, end, blocks, first in zip(starts, ends, whole, first_blocks, strict=True):
         stored = int(blocks) * block_size
         slots[start : start + stored] = first * block_size + np.arange(stored)
-        is_row[start + (end - start - 1) // block_size * block_size : end] = True
+        first_row = (end - start - 1) // block_size * block_size
+        if window > 1:  # the last tokens of a range that ends anywhere in the last block
+            first_row = max((first_row + 2 - window) // block_size * block_size, 0)
+        is_row[start + first_row : end] = True
     rows = np.where(is_row, np.cumsum(is_row) - 1, -1)
     return UnitGeometry(
         block_size, position_ids, starts, ends, first_blocks, slots, rows, int(whole.sum()), int(is_row.sum())

@@ -9,7 +9,7 @@ of units, new tokens, then generated tokens. vLLM counts a request's tokens cach
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -74,9 +74,18 @@ class Seats:
 
 
 def take_seats(
-    composition: Composition, units: Mapping[UnitKey, UnitGeometry], block_size: int, num_positions: int
+    composition: Composition,
+    units: Mapping[UnitKey, UnitGeometry],
+    block_size: int,
+    num_positions: int,
+    window: int = 0,
 ) -> Seats:
     """Seat a composition over units laid out for ``block_size``, and check that it is one.
+
+    A window counts states back from a token's own by their index in its row's table. Only the stream is in
+    position order without holes, so where a model has layers with windows, the last ``window`` - 1 tokens
+    before each run of new tokens stand in the stream: as edge rows, also where they fill blocks. What is
+    farther away no window reaches, in whatever order it stands.
 
     Raises:
         ValueError: positions do not increase, or leave none of ``num_positions`` to generate at, a range
@@ -92,11 +101,11 @@ def take_seats(
     item_offsets: list[int] = []
     num_shared = num_rows = num_new = position = 0
     row_end = -1  # the stream offset at which the open row may be continued
-    for item in composition.items:
+    for item, tail in zip(composition.items, _tails(composition.items, window), strict=True):
         item_offsets.append(num_rows + num_new)
         if isinstance(item, Reused):
             unit, start, end = item
-            first, blocks, rows = units[unit].stored_range(start, end)
+            first, blocks, rows = units[unit].stored_range(start, end, tail)
             position = _next_position(item, position, first, end - start, num_positions)
             for first_row, last_row in rows:
                 edges.append(EdgeRows(unit, first_row, last_row, num_rows + num_new))
@@ -131,6 +140,21 @@ def take_seats(
         np.array(row_shared, np.int64),
         tuple(item_offsets),
     )
+
+
+def _tails(items: Sequence[Reused | Computed], window: int) -> list[int]:
+    """How many of each reused item's last tokens a window of a later new token counts."""
+    tails = [0] * len(items)
+    if window > 1:
+        reached = 0
+        for index in reversed(range(len(items))):
+            item = items[index]
+            if isinstance(item, Reused):
+                tails[index] = min(item.end - item.start, reached)
+                reached -= tails[index]
+            else:
+                reached = window - 1
+    return tails
 
 
 def _next_position(

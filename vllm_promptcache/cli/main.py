@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "vllm_promptcache.cli.check",
     "explain": "vllm_promptcache.cli.explain",
     "advise": "vllm_promptcache.cli.advise",
+    "models": "vllm_promptcache.cli.models",
     "compile": "vllm_promptcache.cli.compile",
 }
 

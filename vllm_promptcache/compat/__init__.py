@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from vllm_promptcache.compat.arguments import wrap_engine_args
 from vllm_promptcache.compat.layers import (
+    as_full_attention,
     cache_updates_observed,
     check_layers,
     is_latent,
@@ -67,6 +68,7 @@ __all__ = [
     "attach_message",
     "message_of",
     "model_runner_class",
+    "as_full_attention",
     "check_layers",
     "shape_of_rows",
     "shares_cache",

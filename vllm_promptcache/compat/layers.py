@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm_promptcache.compat.shims import expect
 from vllm_promptcache.compat.version import UnsupportedError
 
 
-def check_layers(layers: Sequence[Any]) -> None:
-    """Refuse attention by index distance that a model's configuration did not tell of, and backends
-    whose cache updates cannot be observed.
+def check_layers(layers: Sequence[Any], window: int, length: int) -> None:
+    """Refuse attention by index distance that a model's configuration did not tell of, and layers whose
+    cache updates cannot be observed.
+
+    ``window`` is the most states that a window may count; one of the model's ``length`` or more counts all.
 
     Raises:
-        UnsupportedError: a layer has ALiBi slopes or a sliding window, or writes its cache by itself.
+        UnsupportedError: a layer has ALiBi slopes or another window, or writes its cache by itself.
     """
     for layer in layers:
+        if not hasattr(getattr(layer, "impl", None), "do_kv_cache_update"):
+            raise UnsupportedError(f"the prompt cache does not know how {layer} writes its KV cache")
         if is_latent(layer):
             expect(layer.impl.do_kv_cache_update, "kv_c_normed", "k_pe", "kv_cache", "slot_mapping")
         elif layer.attn_backend.forward_includes_kv_cache_update:
@@ -27,7 +31,8 @@ def check_layers(layers: Sequence[Any]) -> None:
             )
         if getattr(layer.impl, "alibi_slopes", None) is not None:
             raise UnsupportedError(f"the prompt cache does not work with ALiBi: {layer.layer_name} has it")
-        if getattr(layer, "sliding_window", None) is not None:
+        own = getattr(layer, "sliding_window", None) or getattr(layer, "attention_chunk_size", None)
+        if own is not None and window < own < length:
             raise UnsupportedError(f"the prompt cache does not work with the window of {layer.layer_name}")
 
 
@@ -61,6 +66,27 @@ def update_cache(layer: Any, key: Any, value: Any, slots: Any) -> None:
         update(key, value, layer.kv_cache, slots, layer.kv_cache_dtype, layer._k_scale)
     else:
         update(layer, key, value, layer.kv_cache, slots)
+
+
+def as_full_attention(specs: Mapping[str, Any], block_size: int) -> dict[str, Any]:
+    """KV cache specifications by layer with those of windows and chunks made ones of full attention.
+
+    Only the KV cache manager takes them for that, as vLLM has it with its hybrid manager disabled; there
+    models whose layers all slide stay out. Layers compute their windows as before.
+    """
+    from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, FullAttentionSpec, SlidingWindowSpec
+
+    windows = {spec.sliding_window for spec in specs.values() if isinstance(spec, SlidingWindowSpec)}
+    found: dict[str, Any] = {}
+    for name, spec in specs.items():
+        if type(spec) in (SlidingWindowSpec, ChunkedLocalAttentionSpec):
+            shape = {f: getattr(spec, f) for f in ("num_kv_heads", "head_size", "dtype", "kv_quant_mode")}
+            if hasattr(spec, "head_size_v"):
+                shape["head_size_v"] = spec.head_size_v
+            window = getattr(spec, "sliding_window", None) if len(windows) == 1 else None
+            spec = FullAttentionSpec(block_size=block_size, sliding_window=window, **shape)
+        found[name] = spec
+    return found
 
 
 @contextlib.contextmanager

@@ -35,13 +35,16 @@ class PromptCacheBlockManager(KVCacheManager):
         self.composed: ComposedRequests
         self.encodings: Encodings
 
-    def open_store(self, pin_fraction: float) -> None:
-        """Create the module store. A request of the model's full length always has room beside pins."""
+    def open_store(self, pin_fraction: float, window: int) -> None:
+        """Create the module store. A request of the model's full length always has room beside pins.
+
+        ``window`` is the most states that a layer's window counts, 0 without windows.
+        """
         pool, size = self.block_pool, self.coordinator.single_type_managers[0].block_size
         usable = pool.num_gpu_blocks - 1
         one_request = -(-self.max_model_len // size)
         pin_limit = max(min(int(pin_fraction * usable), usable - one_request), 0)
-        self.store = ModuleStore(pool, size, pin_limit, self.max_model_len)
+        self.store = ModuleStore(pool, size, pin_limit, self.max_model_len, window)
         self.composed = ComposedRequests(self.store)
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from vllm_promptcache import compat
+from vllm_promptcache.engine import models
 from vllm_promptcache.engine.cache_writer import CacheWriter
 from vllm_promptcache.engine.record_keeper import RecordKeeper
 from vllm_promptcache.engine.record_settings import open_keeper, open_rotation
@@ -26,13 +27,20 @@ class ComposingRunner:
         self._effects = contextlib.ExitStack()
         super().__init__(*args, **kwargs)
 
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """As vLLM's; layers with windows keep all states, as modules are shared by all layers."""
+        specs: dict[str, Any] = super().get_kv_cache_spec()  # type: ignore[misc]
+        block_size = self.vllm_config.cache_config.block_size  # type: ignore[attr-defined]
+        return compat.as_full_attention(specs, block_size)
+
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; then find the layers whose cache updates are captured and injected."""
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
         context = self.compilation_config.static_forward_context  # type: ignore[attr-defined]
         names = [n for g in kv_cache_config.kv_cache_groups for n in g.layer_names]
         layers = [context[name] for name in names]
-        compat.check_layers(layers)
+        model_config = self.vllm_config.model_config  # type: ignore[attr-defined]
+        compat.check_layers(layers, models.window_of(model_config), model_config.max_model_len)
         own = [layer for layer in layers if not compat.shares_cache(layer)]
         rotation = open_rotation(self.model, own, self.max_model_len)  # type: ignore[attr-defined]
         self.not_movable = rotation if isinstance(rotation, str) else None

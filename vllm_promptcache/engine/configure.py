@@ -8,6 +8,7 @@ from vllm.logger import init_logger
 
 from vllm_promptcache import compat
 from vllm_promptcache.config import PromptCacheConfig, is_enabled
+from vllm_promptcache.engine import models
 
 logger = init_logger(__name__)
 
@@ -20,8 +21,8 @@ SCHEDULERS = {
     False: "vllm_promptcache.engine.scheduler.PromptCacheScheduler",
 }
 
-# Their configurations do not say so. Others are found when their layers are there.
-ALWAYS_ALIBI = {"bloom", "mpt"}
+# Compile passes that put a layer's cache update into another kernel.
+FUSIONS = ("fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvcache_cat_mla")
 
 
 def configure(vllm_config: Any) -> None:
@@ -47,8 +48,10 @@ def configure(vllm_config: Any) -> None:
     if scheduler.scheduler_cls is not None:
         raise compat.UnsupportedError(f"the prompt cache cannot be combined with {scheduler.scheduler_cls}")
     scheduler.scheduler_cls = SCHEDULERS[bool(scheduler.async_scheduling)]
+    if _is_latent_on_cpu(vllm_config.model_config):
+        scheduler.enable_chunked_prefill = True
     fusions = vllm_config.compilation_config.pass_config
-    for name in ("fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache"):
+    for name in FUSIONS:
         if getattr(fusions, name, False):
             logger.info("Prompt cache: %s is switched off, module states are captured there.", name)
             setattr(fusions, name, False)
@@ -60,51 +63,41 @@ def refuse_unsupported(vllm_config: Any) -> None:
     Raises:
         UnsupportedError: naming every reason.
     """
-    reasons = [reason for applies, reason in _reasons(vllm_config) if applies]
+    reasons = _reasons(vllm_config)
     if reasons:
-        model = vllm_config.model_config.model
-        raise compat.UnsupportedError(
-            f"--enable-prompt-cache does not work with {model}: {'; '.join(reasons)}"
-        )
+        raise compat.UnsupportedError(models.refusal(vllm_config.model_config.model, reasons))
 
 
-def _reasons(vllm_config: Any) -> list[tuple[bool, str]]:
+def _reasons(vllm_config: Any) -> list[str]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    text_config = model.hf_text_config
-    index = "block tables are composed, so a distance in the table is not a distance in positions"
-    alibi = (
-        bool(getattr(text_config, "alibi", False))
-        or getattr(text_config, "position_embedding_type", "") in ("alibi", "absolute", "relative_key")
-        or getattr(text_config, "model_type", "") in ALWAYS_ALIBI
-    )
-    return [
-        (model.runner_type == "pooling", "pooling models generate nothing after a composed prompt"),
-        (model.is_encoder_decoder, "encoder-decoder models attend to the prompt through cross-attention"),
-        (model.is_hybrid or model.is_attention_free, "recurrent (Mamba, linear) states cannot be composed"),
-        (_slides(model), f"sliding-window or chunked-local attention: {index}"),
-        (alibi, f"position embeddings other than rotary (such as ALiBi): {index}"),
-        (model.use_mla, "multi-head latent attention has a cache update of its own"),
-        (model.uses_mrope, "multi-dimensional rotary positions are not laid out by PML"),
-        (vllm_config.speculative_config is not None, "speculative decoding is not supported yet"),
+    speculation, scheduling = vllm_config.speculative_config, vllm_config.scheduler_config
+    found = [
+        (
+            not (model.disable_cascade_attn or vllm_config.use_v2_model_runner),
+            "cascade attention takes a batch's rows for its requests",
+        ),
+        (speculation is not None, "speculative decoding is not supported yet"),
         (vllm_config.kv_transfer_config is not None, "KV connectors address tokens by their index"),
         (_publishes_kv_events(vllm_config), "KV events tell of blocks by the tokens before them"),
         (parallel.decode_context_parallel_size > 1, "decode context parallelism splits blocks by index"),
+        (parallel.prefill_context_parallel_size > 1, "prefill context parallelism splits requests by index"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism has not been tried"),
         (parallel.enable_dbo, "dual-batch overlap splits rows"),
-        (not vllm_config.scheduler_config.enable_chunked_prefill, "chunked prefill must stay enabled"),
+        (
+            not (scheduling.enable_chunked_prefill or _is_latent_on_cpu(model)),
+            "chunked prefill must stay enabled",
+        ),
     ]
+    return [*models.reasons_against(model), *(reason for applies, reason in found if applies)]
+
+
+def _is_latent_on_cpu(model_config: Any) -> bool:
+    """vLLM switches chunked prefill off there, as its own CPU kernels had no use for it."""
+    from vllm.platforms import current_platform
+
+    return bool(model_config.use_mla) and current_platform.is_cpu()
 
 
 def _publishes_kv_events(vllm_config: Any) -> bool:
     events = vllm_config.kv_events_config
     return events is not None and bool(events.enable_kv_cache_events)
-
-
-def _slides(model_config: Any) -> bool:
-    text_config = model_config.hf_text_config
-    kinds = set(getattr(text_config, "layer_types", None) or ())
-    if getattr(text_config, "attention_chunk_size", None) or "chunked_attention" in kinds:
-        return True
-    if kinds:
-        return "sliding_attention" in kinds
-    return model_config.get_sliding_window() is not None

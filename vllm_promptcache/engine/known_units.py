@@ -24,9 +24,10 @@ class KnownUnits:
     moved, as ``is_movable`` says, a unit is encoded at home, wherever it stands.
     """
 
-    def __init__(self, block_size: int, num_positions: int):
+    def __init__(self, block_size: int, num_positions: int, window: int):
         self.block_size = block_size
         self.num_positions = num_positions
+        self.window = window
         self.by_key: dict[UnitKey, StoredUnit] = {}
         self.settle: Callable[[StoredUnit], None]
         self.is_movable: Callable[[], bool] = _never
@@ -126,7 +127,9 @@ class KnownUnits:
     def _lay_out(self, key: UnitKey, text: UnitText) -> UnitGeometry:
         if key.part != WHOLE:
             return lay_out_head(text, key.position, self.block_size)
-        return lay_out_unit(text.positions + key.position, text.kept, self.block_size, text.breaks)
+        return lay_out_unit(
+            text.positions + key.position, text.kept, self.block_size, text.breaks, self.window
+        )
 
 
 def _never() -> bool:

@@ -23,11 +23,13 @@ class ModuleStore:
         block_size: int,
         pin_limit: int,
         num_positions: int,
+        window: int = 0,
         policy: Callable[[], EvictionPolicy] = LeastRecentlyUsed,
     ):
         self.block_pool = block_pool
         self.block_size = block_size
-        self.known = KnownUnits(block_size, num_positions)
+        self.window = window
+        self.known = KnownUnits(block_size, num_positions, window)
         self.resident = ResidentUnits(self.known, block_pool, policy)
         self.pins = Pins(self.known, block_pool, pin_limit)
         self.backlog = Backlog(self.known)

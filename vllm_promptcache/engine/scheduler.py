@@ -19,6 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_promptcache import compat
 from vllm_promptcache.blocks.wire import EXTRA_ARG
 from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.engine import models
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composing import Composing, just_before
@@ -62,7 +63,7 @@ class PromptCacheScheduling(Base):
             super().__init__(vllm_config, *args, **kwargs)
         manager = self.kv_cache_manager
         compat.check_kv_cache(manager)
-        manager.open_store(config.pin_fraction)
+        manager.open_store(config.pin_fraction, models.window_of(vllm_config.model_config))
         self.store, self.composed = manager.store, manager.composed
         self.catalog = UnitCatalog()
         vocabulary = vllm_config.model_config.get_vocab_size()

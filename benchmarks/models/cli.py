@@ -1,0 +1,78 @@
+"""``python -m benchmarks models``: every model family against Transformers, and the table in docs/models.md.
+
+Each family is a tiny random model in a process of its own (tests/family.py): a prompt with context, gaps,
+arguments, text between modules, asked cold, warm and with reuse off, and a plain prompt for what vLLM and
+Transformers differ by themselves. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.families import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/models.json"
+PAGE = ROOT / "docs/models.md"
+BEGIN, END = "<!-- made by python -m benchmarks models -->", "<!-- end -->"
+MAX_ERROR = 1e-3
+WAYS = ("cold", "warm", "reuse off")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure families and write the table; 1 if one is neither exact nor as near as vLLM itself."""
+    parser = argparse.ArgumentParser(prog="benchmarks models", description=__doc__)
+    parser.add_argument("--only", help="names of families, separated by commas", default=",".join(FAMILIES))
+    parser.add_argument("--missing", action="store_true", help="only families without a result")
+    args = parser.parse_args(arguments)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in args.only.split(","):
+        if not (args.missing and "cold" in results.get(name, {})):
+            results[name] = measure(name)
+            print(f"{name}: {verdict(results[name])}", flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    write_table(results)
+    return int(any(not verdict(results[name]).startswith("exact") for name in args.only.split(",")))
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The deviations of a family, or why there are none."""
+    command = [sys.executable, "-m", "tests.family", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    for line in done.stdout.splitlines():
+        if line.startswith("DEVIATIONS "):
+            return dict(json.loads(line.removeprefix("DEVIATIONS ")))
+    return {"failed": (done.stderr.strip().splitlines() or ["no answer"])[-1][:300]}
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """In a word or two."""
+    if "failed" in result:
+        return f"failed: {result['failed']}"
+    worst = max(result[way] for way in WAYS)
+    if worst < MAX_ERROR:
+        return "exact"
+    return "exact up to vLLM" if worst <= 2 * result["control"] else "differs"
+
+
+def write_table(results: dict[str, dict[str, Any]]) -> None:
+    """Put the results between the marks in the page."""
+    lines = [
+        "| models | family | | cold | warm | reuse off | plain prompt |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, family in FAMILIES.items():
+        if name in results:
+            numbers = [
+                f"{results[name][way]:.1e}" if way in results[name] else "" for way in (*WAYS, "control")
+            ]
+            lines.append(f"| {family.users} | `{name}` | {verdict(results[name])} | {' | '.join(numbers)} |")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""One model family against Transformers: ``python -m tests.family NAME`` prints the worst deviations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from tests.engine.plans import plan, random_tokens, travel
+from tests.families import FAMILIES, Family
+from tests.reference import greedy as reference_greedy
+from tests.reference import load_reference_model
+from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import NewSegment, Plan
+from vllm_promptcache.repairs.repaired import without_reuse
+
+NUM_TOKENS = 8
+MAX_MODEL_LEN = 4096
+
+
+def deviations(family: Family) -> dict[str, float]:
+    """The largest difference of a log-probability from the reference's: asked cold, warm, with reuse off, and
+    of a plain prompt, which is vLLM's own.
+
+    Raises:
+        AssertionError: another number of tokens was cached than the plan says.
+    """
+    composed = travel()
+    plain = random_tokens(600, "control").tolist()
+    asked: dict[str, Plan | list[int]] = {"cold": composed, "warm": composed}
+    asked |= {"reuse off": without_reuse(composed), "control": plain}
+    model = family.model()
+    loaded = load_reference_model(model)
+    expected = {way: _reference(loaded, prompt) for way, prompt in asked.items() if way != "warm"}
+    expected["warm"] = expected["cold"]
+    del loaded
+    from tests.engine.support import greedy, largest_error, serving
+
+    settings = {"max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": MAX_MODEL_LEN} | family.settings
+    found: dict[str, float] = {}
+    family.prepare()
+    with serving(model, **settings) as engine:
+        for way, prompt in asked.items():
+            (output,) = engine.ask([prompt], greedy(NUM_TOKENS, logprobs=5))
+            found[way] = largest_error(output, expected[way])
+            cached = prompt.num_cached_tokens if isinstance(prompt, Plan) else 0
+            assert output.num_cached_tokens == cached, (way, output.num_cached_tokens, cached)
+    return found
+
+
+def _reference(model: Any, prompt: Plan | list[int]) -> Any:
+    as_plan = prompt if isinstance(prompt, Plan) else plan(NewSegment(tuple(prompt), 0, "control"))
+    return reference_greedy(model, plan_to_json(as_plan), NUM_TOKENS)[1]
+
+
+def main(name: str) -> None:
+    print("DEVIATIONS " + json.dumps(deviations(FAMILIES[name])), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

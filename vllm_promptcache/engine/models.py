@@ -1,0 +1,101 @@
+"""Which models the prompt cache serves, and what it has to know of them: read from their configuration."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# Their configurations do not say so. Others are found when their layers are there.
+ALWAYS_ALIBI = {"bloom", "mpt"}
+ALIBI_EMBEDDINGS = {"alibi", "relative_key", "relative_key_query"}
+
+
+class Verdict(NamedTuple):
+    """Whether a model is served, and a sentence about it."""
+
+    is_served: bool
+    sentence: str
+
+
+def refusal(model: str, reasons: list[str]) -> str:
+    """What is said where a model, or settings for it, are refused."""
+    return f"--enable-prompt-cache does not work with {model}: {'; '.join(reasons)}"
+
+
+def verdict_of(model: str, max_model_len: int | None = None, trust_remote_code: bool = False) -> Verdict:
+    """Whether a model is served, by its configuration: a hub name or a folder."""
+    from vllm.config import ModelConfig
+
+    try:
+        config = ModelConfig(
+            model=model,
+            max_model_len=max_model_len,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+            skip_tokenizer_init=True,
+        )
+    except (OSError, ValueError) as error:
+        return Verdict(False, f"vLLM cannot read its configuration: {str(error).strip().splitlines()[-1]}")
+    if reasons := reasons_against(config):
+        return Verdict(False, refusal(model, reasons))
+    window = window_of(config)
+    copied = f"; what a window of {window - 1} states reaches is copied for each request" if window else ""
+    return Verdict(True, f"served, up to {config.max_model_len} positions{copied}")
+
+
+def reasons_against(model_config: Any) -> list[str]:
+    """Why a model's states cannot be composed, a reason each; none if they can.
+
+    What a configuration does not tell is found when the model's layers are there: ``compat.check_layers``.
+    """
+    text_config = model_config.hf_text_config
+    chunk = getattr(text_config, "attention_chunk_size", None)
+    slides_from_prompt = model_config.rswa_window is not None
+    found = [
+        (model_config.runner_type == "pooling", "pooling models generate nothing after a composed prompt"),
+        (
+            model_config.is_encoder_decoder,
+            "encoder-decoder models attend to the prompt through cross-attention",
+        ),
+        (
+            model_config.is_hybrid or model_config.is_attention_free,
+            "recurrent (Mamba, linear) states cannot be composed",
+        ),
+        (
+            bool(chunk) and chunk < model_config.max_model_len,
+            f"chunked-local attention: its chunks of {chunk} tokens are cut by index, and block tables are"
+            f" composed; with --max-model-len {chunk} or less it has one",
+        ),
+        (slides_from_prompt, "windows that are counted from the prompt's end are not composed"),
+        (
+            _has_alibi(text_config),
+            "ALiBi: what it adds depends on distances by index in a block table, where gaps between positions"
+            " and the order of modules do not show",
+        ),
+        (
+            model_config.use_mla and hasattr(text_config, "index_topk"),
+            "sparse latent attention keeps its indexer's keys in a cache of its own",
+        ),
+    ]
+    return [reason for applies, reason in found if applies]
+
+
+def _has_alibi(text_config: Any) -> bool:
+    return (
+        bool(getattr(text_config, "alibi", False))
+        or getattr(text_config, "position_embedding_type", "") in ALIBI_EMBEDDINGS
+        or getattr(text_config, "model_type", "") in ALWAYS_ALIBI
+    )
+
+
+def window_of(model_config: Any) -> int:
+    """The most states, its own included, that a window of a model's layers counts; 0 if none can bind.
+
+    A window of ``max_model_len`` states or more counts all that there can be.
+    """
+    text_config = model_config.hf_text_config
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    window = model_config.get_sliding_window()
+    if not window or (kinds and "sliding_attention" not in kinds):
+        return 0
+    # Cohere 2 counts one more than it is configured for. More than there is costs a row each, no harm.
+    window = int(window) + 1
+    return window if window <= model_config.max_model_len else 0
