@@ -57,6 +57,7 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 4096,
 }
+GPT_OSS_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ FAMILIES: dict[str, Family] = {
     "gpt-oss": Family(
         "gpt-oss (sinks)",
         "gpt_oss",
-        EXPERTS | {"sliding_window": 100, "layer_types": TWO_KINDS, "rope_parameters": YARN_ROPE},
+        EXPERTS | {"sliding_window": 100, "layer_types": TWO_KINDS, "rope_parameters": GPT_OSS_ROPE},
     ),
     "gemma2": Family("Gemma 2", "gemma2", {"sliding_window": 100, "layer_types": TWO_KINDS}),
     "gemma3": Family("Gemma 3", "gemma3_text", {"sliding_window": 100, "layer_types": TWO_KINDS}),

@@ -1,4 +1,4 @@
-"""One model family against Transformers: ``python -m tests.family NAME`` prints the worst deviations."""
+"""One model family against Transformers: ``python -m tests.family NAME…`` prints the worst deviations."""
 
 from __future__ import annotations
 
@@ -53,9 +53,14 @@ def _reference(model: Any, prompt: Plan | list[int]) -> Any:
     return reference_greedy(model, plan_to_json(as_plan), NUM_TOKENS)[1]
 
 
-def main(name: str) -> None:
-    print("DEVIATIONS " + json.dumps(deviations(FAMILIES[name])), flush=True)
+def main(names: list[str]) -> None:
+    for name in names:
+        try:
+            found: dict[str, Any] = dict(deviations(FAMILIES[name]))
+        except Exception as error:  # the next family is another model
+            found = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"[:300]}
+        print("FAMILY " + json.dumps([name, found]), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

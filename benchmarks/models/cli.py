@@ -1,6 +1,6 @@
 """``python -m benchmarks models``: every model family against Transformers, and the table in docs/models.md.
 
-Each family is a tiny random model in a process of its own (tests/family.py): a prompt with context, gaps,
+Each family is a tiny random model (tests/family.py): a prompt with context, gaps,
 arguments, text between modules, asked cold, warm and with reuse off, and a plain prompt for what vLLM and
 Transformers differ by themselves. Nothing is timed.
 """
@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ RESULTS = ROOT / "benchmarks/results/models.json"
 PAGE = ROOT / "docs/models.md"
 BEGIN, END = "<!-- made by python -m benchmarks models -->", "<!-- end -->"
 MAX_ERROR = 1e-3
+# Families measured by one process: importing takes as long as measuring.
+TOGETHER = 8
 WAYS = ("cold", "warm", "reuse off")
 
 
@@ -32,23 +34,30 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--missing", action="store_true", help="only families without a result")
     args = parser.parse_args(arguments)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in args.only.split(","):
-        if not (args.missing and "cold" in results.get(name, {})):
-            results[name] = measure(name)
-            print(f"{name}: {verdict(results[name])}", flush=True)
+    names = [n for n in args.only.split(",") if not (args.missing and "cold" in results.get(n, {}))]
+    for first in range(0, len(names), TOGETHER):
+        for name, found in measure(names[first : first + TOGETHER]):
+            results[name] = found
+            print(f"{name}: {verdict(found)}", flush=True)
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    write_table(results)
+        write_table(results)
     return int(any(not verdict(results[name]).startswith("exact") for name in args.only.split(",")))
 
 
-def measure(name: str) -> dict[str, Any]:
-    """The deviations of a family, or why there are none."""
-    command = [sys.executable, "-m", "tests.family", name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    for line in done.stdout.splitlines():
-        if line.startswith("DEVIATIONS "):
-            return dict(json.loads(line.removeprefix("DEVIATIONS ")))
-    return {"failed": (done.stderr.strip().splitlines() or ["no answer"])[-1][:300]}
+def measure(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The deviations of families, or why there are none, in a process of theirs."""
+    command = [sys.executable, "-m", "tests.family", *names]
+    left = set(names)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        for line in process.stdout or ():
+            if line.startswith("FAMILY "):
+                name, found = json.loads(line.removeprefix("FAMILY "))
+                left.discard(name)
+                yield name, found
+    for name in sorted(left):
+        yield name, {"failed": f"the process ended with {process.returncode}"}
 
 
 def verdict(result: dict[str, Any]) -> str:

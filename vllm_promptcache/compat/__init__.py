@@ -35,6 +35,7 @@ from vllm_promptcache.compat.scheduler import (
     set_aside,
 )
 from vllm_promptcache.compat.shims import carries, expect, wrap_once
+from vllm_promptcache.compat.touchpoints import probe
 from vllm_promptcache.compat.version import SUPPORTED, UnsupportedError, check_version
 from vllm_promptcache.compat.worker import (
     attention_metadata_seen_through,
@@ -51,6 +52,7 @@ __all__ = [
     "check_version",
     "SUPPORTED",
     "expect",
+    "probe",
     "wrap_once",
     "carries",
     "wrap_engine_args",

@@ -18,6 +18,7 @@ class PromptCacheCPUWorker(PromptCacheWorking, cpu_worker.CPUWorker):
 
     def init_device(self) -> None:
         """As vLLM's, constructing the prompt cache's model runner of the generation that vLLM chose."""
+        compat.probe("cpu worker", "v2 runner" if self.use_v2_model_runner else "v1 runner")
         if self.use_v2_model_runner:
             from vllm.v1.worker.cpu import model_runner
 

@@ -58,6 +58,7 @@ class PromptCacheScheduling(Base):
     kv_cache_manager: PromptCacheBlockManager
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        compat.probe("scheduler")
         config = PromptCacheConfig.from_vllm_config(vllm_config)
         with compat.kv_cache_manager_class(PromptCacheBlockManager):
             super().__init__(vllm_config, *args, **kwargs)

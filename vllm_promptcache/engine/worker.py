@@ -19,6 +19,7 @@ class PromptCacheGPUWorker(PromptCacheWorking, gpu_worker.Worker):
     """vLLM's GPU worker with composed requests."""
 
     def _make_model_runner(self) -> Any:
+        compat.probe("gpu worker", "v2 runner" if self.use_v2_model_runner else "v1 runner")
         if self.use_v2_model_runner:
             from vllm.v1.worker.gpu import model_runner
 
