@@ -144,7 +144,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron-nas": Family(
         "Llama-Nemotron Super and Ultra", decilm.MODEL_TYPE, {"kv_heads": [2, 4, 2], "num_key_value_heads": 4}
     ),
-    "gemma": Family("Gemma 1", "gemma"),
+    "gemma": Family("Gemma 1", "gemma", {"tie_word_embeddings": True}),
     "seed-oss": Family("Seed-OSS", "seed_oss"),
     "ernie-4.5": Family("ERNIE 4.5", "ernie4_5"),
     "hunyuan": Family("Hunyuan dense", "hunyuan_v1_dense"),
@@ -160,7 +160,7 @@ FAMILIES: dict[str, Family] = {
         NO_HEAD_DIM | {"sliding_window": 8192},
     ),
     "mistral-v0.1-short": Family("Mistral 7B v0.1 up to 4k", "mistral", {"sliding_window": 4096}),
-    "gemma2-short": Family("Gemma 2 up to 4k", "gemma2", {"sliding_window": 4096, "layer_types": TWO_KINDS}),
+    "gemma2-short": Family("Gemma 2 up to 4k", "gemma2", {"tie_word_embeddings": True, "sliding_window": 4096, "layer_types": TWO_KINDS}),
     "llama4-short": Family(
         "Llama 4 up to 8k (without temperature tuning)",
         "llama4_text",
@@ -182,8 +182,8 @@ FAMILIES: dict[str, Family] = {
         "gpt_oss",
         EXPERTS | {"sliding_window": 100, "layer_types": TWO_KINDS, "rope_parameters": GPT_OSS_ROPE},
     ),
-    "gemma2": Family("Gemma 2", "gemma2", {"sliding_window": 100, "layer_types": TWO_KINDS}),
-    "gemma3": Family("Gemma 3", "gemma3_text", {"sliding_window": 100, "layer_types": TWO_KINDS}),
+    "gemma2": Family("Gemma 2", "gemma2", {"tie_word_embeddings": True, "sliding_window": 100, "layer_types": TWO_KINDS}),
+    "gemma3": Family("Gemma 3", "gemma3_text", {"tie_word_embeddings": True, "sliding_window": 100, "layer_types": TWO_KINDS}),
     "gemma4": Family(
         "Gemma 4",
         "gemma4_text",
@@ -191,6 +191,7 @@ FAMILIES: dict[str, Family] = {
             "sliding_window": 100,
             "layer_types": [*TWO_KINDS[:2], "full_attention"],
             "global_head_dim": 64,
+            "tie_word_embeddings": True,
             "num_kv_shared_layers": 0,
             "hidden_size_per_layer_input": 0,
         },

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
 from tests.cases import CASES, ENCODE_MODES
 from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES

@@ -144,9 +144,7 @@ class Composing:
 
     def _seats(self, composition: Composition, num_positions: int) -> Seats:
         geometries = {key: self._store.known[key].geometry for key in composition.unit_keys}
-        return take_seats(
-            composition, geometries, self._store.block_size, num_positions, self._store.window
-        )
+        return take_seats(composition, geometries, self._store.block_size, num_positions, self._store.window)
 
     def _take_from_heads(self, composition: Composition, held: dict[UnitKey, StoredUnit]) -> Composition:
         """The composition with heads where ranges begin inside a block; ``held`` are its units then."""
