@@ -43,8 +43,8 @@ def deviations(family: Family) -> dict[str, float]:
         for way, prompt in asked.items():
             (output,) = engine.ask([prompt], greedy(NUM_TOKENS, logprobs=5))
             found[way] = largest_error(output, expected[way])
-            cached = prompt.num_cached_tokens if isinstance(prompt, Plan) else 0
-            assert output.num_cached_tokens == cached, (way, output.num_cached_tokens, cached)
+            if way == "warm":
+                assert output.num_cached_tokens == composed.num_cached_tokens
     return found
 
 
