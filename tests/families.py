@@ -160,7 +160,11 @@ FAMILIES: dict[str, Family] = {
         NO_HEAD_DIM | {"sliding_window": 8192},
     ),
     "mistral-v0.1-short": Family("Mistral 7B v0.1 up to 4k", "mistral", {"sliding_window": 4096}),
-    "gemma2-short": Family("Gemma 2 up to 4k", "gemma2", {"tie_word_embeddings": True, "sliding_window": 4096, "layer_types": TWO_KINDS}),
+    "gemma2-short": Family(
+        "Gemma 2 up to 4k",
+        "gemma2",
+        {"tie_word_embeddings": True, "sliding_window": 4096, "layer_types": TWO_KINDS},
+    ),
     "llama4-short": Family(
         "Llama 4 up to 8k (without temperature tuning)",
         "llama4_text",
@@ -182,8 +186,14 @@ FAMILIES: dict[str, Family] = {
         "gpt_oss",
         EXPERTS | {"sliding_window": 100, "layer_types": TWO_KINDS, "rope_parameters": GPT_OSS_ROPE},
     ),
-    "gemma2": Family("Gemma 2", "gemma2", {"tie_word_embeddings": True, "sliding_window": 100, "layer_types": TWO_KINDS}),
-    "gemma3": Family("Gemma 3", "gemma3_text", {"tie_word_embeddings": True, "sliding_window": 100, "layer_types": TWO_KINDS}),
+    "gemma2": Family(
+        "Gemma 2", "gemma2", {"tie_word_embeddings": True, "sliding_window": 100, "layer_types": TWO_KINDS}
+    ),
+    "gemma3": Family(
+        "Gemma 3",
+        "gemma3_text",
+        {"tie_word_embeddings": True, "sliding_window": 100, "layer_types": TWO_KINDS},
+    ),
     "gemma4": Family(
         "Gemma 4",
         "gemma4_text",

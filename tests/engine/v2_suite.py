@@ -35,7 +35,7 @@ def check(engine: Engine, model: Path, oracle: Oracle, prompts: list[Plan], num_
     params = greedy(num_tokens, logprobs=2)
     answers = [engine.ask(prompts, params), engine.ask(prompts[::-1], params)[::-1]]
     for outputs in answers:
-        for output, prompt, (tokens, logprobs) in zip(outputs, prompts, expected, strict=True):
+        for output, (tokens, logprobs) in zip(outputs, expected, strict=True):
             assert largest_error(output, logprobs) < MAX_ERROR
             assert tokens_of(output) == tokens
     outputs = engine.ask(plain, greedy(2, logprobs=2))
