@@ -22,7 +22,6 @@ CHOSEN = {
     "mistral-v0.1": "windows in all layers",
     "phi-4-mini": "a window that cannot bind",
     "deepseek-v3": "latent attention",
-    "m-rope": "positions in three dimensions",
 }
 
 

@@ -70,6 +70,7 @@ def reasons_against(model_config: Any) -> list[str]:
             "ALiBi: what it adds depends on distances by index in a block table, where gaps between positions"
             " and the order of modules do not show",
         ),
+        (model_config.uses_mrope, "multi-dimensional rotary positions are not laid out by PML"),
         (
             model_config.use_mla and hasattr(text_config, "index_topk"),
             "sparse latent attention keeps its indexer's keys in a cache of its own",
