@@ -124,7 +124,12 @@ class Client:
         return Answering(chunks, started)
 
     def explain(self, pml: str, question: str) -> dict[str, Any]:
-        """What the prompt consists of: units and segments, with their tokens."""
-        body = {"model": self._model, "messages": [{"role": "user", "content": question}], "pml": pml}
+        """What the prompt consists of, nothing repaired: units and segments, with their tokens."""
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": question}],
+            "pml": pml,
+            "prompt_cache": {"repair": "none"},
+        }
         plan = self._client.post("/prompt_cache/explain", body=body, cast_to=dict[str, Any])
         return dict(plan)
