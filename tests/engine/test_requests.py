@@ -275,3 +275,14 @@ def test_one_module_and_one_token(engine: Engine, tiny_model: Path, oracle: Orac
         (output,) = engine.ask([prompt], greedy(8))
         assert tokens_of(output) == oracle(tiny_model, prompt, 8)[0]
         assert tokens_of_modules(output) == num_tokens
+
+
+def test_a_seed_gives_the_same_tokens_however_its_prompt_is_cut(tiny_model: Path) -> None:
+    """What is sampled behind a chunk is discarded, and the generator is wound back: on a CPU by its state."""
+    params = SamplingParams(temperature=1.0, seed=7, max_tokens=8)
+    prompts = [simple("seeded", 150, 120), PLAIN[1], random_tokens(300, "seeded").tolist()]
+    found = []
+    for num_tokens in (2048, 64):
+        with serving(tiny_model, max_num_batched_tokens=num_tokens, max_num_seqs=8) as engine:
+            found.append([[tokens_of(output) for output in engine.ask([one], params)] for one in prompts])
+    assert found[0] == found[1]

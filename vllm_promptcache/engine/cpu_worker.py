@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from vllm.v1.worker import cpu_worker
 
 from vllm_promptcache import compat
@@ -10,7 +13,34 @@ from vllm_promptcache.engine.working import PromptCacheWorking
 
 
 class PromptCacheCPUModelRunner(PromptCacheRunner, cpu_worker.CPUModelRunner):
-    """vLLM's V1 CPU model runner with composed requests."""
+    """vLLM's V1 CPU model runner with composed requests, and with seeds whose prompts come in several chunks.
+
+    What is sampled behind a chunk that is not the last is discarded. vLLM then winds the request's generator
+    back by its offset, which those of CPUs do not have (patches/: cpu-generators).
+    """
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        discarded = self._discarded_generators()
+        states = [(generator, generator.get_state()) for generator in discarded.values()]
+        output = super()._sample(*args, **kwargs)
+        for generator, state in states:
+            generator.set_state(state)
+        return output
+
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        generators, discarded = self.input_batch.generators, self._discarded_generators()
+        for index in discarded:
+            del generators[index]
+        try:
+            return super()._bookkeeping_sync(*args, **kwargs)
+        finally:
+            generators.update(discarded)
+
+    def _discarded_generators(self) -> dict[int, torch.Generator]:
+        """By their places in the batch, generators of requests of which this step samples nothing that stays."""
+        discarded = self.discard_request_mask.np
+        generators = self.input_batch.generators.items()
+        return {index: generator for index, generator in generators if discarded[index]}
 
 
 class PromptCacheCPUWorker(PromptCacheWorking, cpu_worker.CPUWorker):
