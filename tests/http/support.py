@@ -11,7 +11,8 @@ import httpx
 from fastapi import FastAPI
 
 from tests.frontend.support import FrontEnd
-from vllm_promptcache.server.routes import STATE, attach_routes
+from vllm_promptcache.server.routes import attach_routes
+from vllm_promptcache.server.services import STATE
 
 T = TypeVar("T")
 

@@ -83,3 +83,24 @@ def stats(store: ModuleStore) -> dict[str, int]:
         "evictions": store.resident.num_evictions,
         "expired": store.resident.num_expired,
     }
+
+
+def public_stats(store: ModuleStore) -> dict[str, int]:
+    """As `stats`, without what any tenant has: it is as free as what it can be dropped for.
+
+    Where tenants have units at all, this looks through all that are known.
+    """
+    counts = stats(store)
+    if not store.known.num_of_tenants:
+        return counts
+    others = [unit for unit in store.known.by_key.values() if unit.key.tenant is not None]
+    num_blocks = sum(len(unit.blocks) for unit in others)
+    hidden = {
+        "units_known": len(others),
+        "units_resident": sum(unit.residency is Residency.RESIDENT for unit in others),
+        "units_encoding": sum(unit.residency is Residency.ENCODING for unit in others),
+        "rows_kept": sum(unit.geometry.num_rows for unit in others if unit.has_states),
+        "blocks_modules": num_blocks,
+        "blocks_free": -num_blocks,
+    }
+    return {name: count - hidden.get(name, 0) for name, count in counts.items()}

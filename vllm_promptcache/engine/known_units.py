@@ -29,6 +29,7 @@ class KnownUnits:
         self.num_positions = num_positions
         self.window = window
         self.by_key: dict[UnitKey, StoredUnit] = {}
+        self.num_of_tenants = 0
         self.settle: Callable[[StoredUnit], None]
         self.is_movable: Callable[[], bool] = _never
         self._by_digest: dict[str, dict[UnitKey, None]] = {}
@@ -85,6 +86,7 @@ class KnownUnits:
         """A unit that nobody holds and that has no states is no longer known."""
         key = unit.key
         del self.by_key[key]
+        self.num_of_tenants -= key.tenant is not None
         _discard(self._by_digest, key.digest, key)
         if unit.whole is not None:
             _discard(self._heads, unit.whole, key)
@@ -119,6 +121,7 @@ class KnownUnits:
         footprint = footprint_of(geometry, seen_geometries, is_moved=origin != key.position)
         unit = StoredUnit(key, text, context, geometry, footprint, origin)
         self.by_key[key] = unit
+        self.num_of_tenants += key.tenant is not None
         self._by_digest.setdefault(key.digest, {})[key] = None
         if unit.whole is not None:
             self._heads.setdefault(unit.whole, {})[key] = None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from vllm_promptcache.blocks.heads import head_end_of_link
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import keys_from_wire, texts_from_wire
-from vllm_promptcache.engine.accounting import stats
+from vllm_promptcache.engine.accounting import public_stats, stats
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
@@ -182,7 +182,8 @@ class ModuleControl:
         return {"units": units}
 
     def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return {**stats(self.store), **self._count()}
+        counts = public_stats(self.store) if payload.get("public") else stats(self.store)
+        return {**counts, **self._count()}
 
     def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
         self._check_integrity()

@@ -39,7 +39,7 @@ def admit(prompt: Any, params: Any) -> Any:
     params.min_tokens = min(params.min_tokens, params.max_tokens)
     params.prompt_logprobs = None
     params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: composed.to_wire()}
-    if composed.entry is not None:
+    if composed.entry is not None and prompt.get("cache_salt") is None:
         composed.entry.num_requests += 1
     return params
 

@@ -182,9 +182,9 @@ class SchemaRegistry:
         """Residency, blocks and users of a schema's units."""
         return await self.status_of(entry.placements)
 
-    async def stats(self) -> dict[str, Any]:
-        """The engine's counts, and the registry's."""
-        stats = await self.link.call("stats", {})
+    async def stats(self, *, public: bool = False) -> dict[str, Any]:
+        """The engine's counts, and the registry's; ``public`` ones leave out what tenants have."""
+        stats = await self.link.call("stats", {"public": public})
         return {**stats, "schemas": len(self.entries)}
 
     async def status_of(self, placements: Sequence[Placement]) -> dict[Placement, Mapping[str, Any]]:

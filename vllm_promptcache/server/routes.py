@@ -143,4 +143,4 @@ async def _explained(state: Any, body: dict[str, Any]) -> Any:
 @router.get("/stats")
 async def stats(request: Request) -> dict[str, Any]:
     """Units and blocks by use, limits, and the number of schemas."""
-    return await (await service_of(request)).registry.stats()
+    return await (await service_of(request)).registry.stats(public=True)
