@@ -37,7 +37,7 @@ class PromptCacheCPUModelRunner(PromptCacheRunner, cpu_worker.CPUModelRunner):
             generators.update(discarded)
 
     def _discarded_generators(self) -> dict[int, torch.Generator]:
-        """By their places in the batch, generators of requests of which this step samples nothing that stays."""
+        """Generators of requests of which this step samples nothing that stays, by their places."""
         discarded = self.discard_request_mask.np
         generators = self.input_batch.generators.items()
         return {index: generator for index, generator in generators if discarded[index]}

@@ -25,7 +25,8 @@ class SchemaEntry:
 
     ``source`` says where it came from: a file, ``api`` or ``request``. ``is_defined`` is true while the
     engine knows the texts of its units; ``pinned`` holds those that are pinned.
-    ``num_requests`` counts the prompts over it that had no salt. ``members`` are those of its pools that were registered.
+    ``num_requests`` counts the prompts over it that had no salt. ``members`` are those of its pools that
+    were registered.
     """
 
     layout: SchemaLayout
