@@ -17,7 +17,7 @@ from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
 from tests.engine.plans import placements_of
-from tests.engine.support import greedy, largest_error, serving, tokens_of
+from tests.engine.support import greedy, largest_error, serving, tokens_of, tokens_of_modules
 from tests.pool_cases import POOL_CASES
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.repairs.repaired import without_reuse
@@ -74,11 +74,11 @@ def test_case(answers: Answers, plans: list[Plan], tiny_model: Path, oracle: Ora
     for output in (answers.cold[index], answers.warm[index]):
         assert largest_error(output, logprobs) < MAX_ERROR
         assert tokens_of(output) == tokens
-        assert output.num_cached_tokens == plan.num_cached_tokens
+        assert tokens_of_modules(output) == plan.num_cached_tokens
     plain_tokens, plain_logprobs = oracle(tiny_model, without_reuse(plan), NUM_PLAIN_TOKENS)
     assert largest_error(answers.plain[index], plain_logprobs) < MAX_ERROR
     assert tokens_of(answers.plain[index]) == plain_tokens
-    assert answers.plain[index].num_cached_tokens == 0
+    assert tokens_of_modules(answers.plain[index]) == 0
 
 
 def test_each_unit_was_encoded_once(answers: Answers, plans: list[Plan]) -> None:
