@@ -1,6 +1,7 @@
 """Long tests, by name: ``make soak ARGS=store``.
 
 - ``store``: 100,000 steps of the stateful test of the store with records and placements (about ten minutes).
+- ``hostile``: the worst documents known beside plain requests, on a quiet machine (``SOAK_SECONDS``, 600).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 
 SOAKS: dict[str, tuple[str, dict[str, str]]] = {
     "store": ("tests/engine/test_store_machine.py", {"STORE_EXAMPLES": "1000", "STORE_STEPS": "100"}),
+    "hostile": ("tests/server/hostile_load.py", {}),
 }
 
 
@@ -22,7 +24,7 @@ def main(names: list[str]) -> int:
         return 2
     for name in names:
         tests, settings = SOAKS[name]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=0", tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "--timeout=0", tests]
         status = subprocess.run(command, env=os.environ | settings).returncode
         if status:
             return status
