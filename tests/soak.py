@@ -1,7 +1,7 @@
 """Long tests, by name: ``make soak ARGS=store``.
 
 - ``store``: 100,000 steps of the stateful test of the store with records and placements (about ten minutes).
-- ``hostile``: the worst documents known beside plain requests, on a quiet machine (``SOAK_SECONDS``, 600).
+- ``hostile``: the worst documents beside plain requests, for ``SOAK_SECONDS`` (600), on a quiet machine.
 """
 
 from __future__ import annotations
