@@ -1,7 +1,7 @@
 """Eight clients that send the worst documents known, one that sends plain requests, one that asks for health.
 
-Run by ``make soak ARGS=hostile``, on a machine that does nothing else, for ``SOAK_SECONDS``: a third of it beside
-eight plain clients of as many tokens, the rest beside the hostile ones. Over loopback only.
+Run by ``make soak ARGS=hostile``, on a machine that does nothing else, for ``SOAK_SECONDS``: a third of it
+beside eight plain clients of as many tokens, the rest beside the hostile ones. Over loopback only.
 """
 
 from __future__ import annotations
