@@ -74,7 +74,7 @@ def test_streams(client: openai.OpenAI) -> None:
 def test_echo_shows_the_prompt_in_the_order_of_positions(client: openai.OpenAI, stream: bool) -> None:
     answer = complete(client, " And then", echo=True, stream=stream)
     text = "".join(c.choices[0].text for c in answer) if stream else answer.choices[0].text
-    for part in ("You plan journeys.", "The journey takes three days and begins at home. The islands lie"):
+    for part in ("You plan journeys.", "The journey takes three days and begins at home.", "The islands lie"):
         assert part in text
     before, _, after = text.partition(" And then")
     assert before.endswith("is warm and clear.") and after == complete(client, " And then").choices[0].text
