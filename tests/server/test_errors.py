@@ -65,7 +65,6 @@ def test_wrong_documents(
         ({"prompt_cache": {"reuse": False, "repair": "tail"}}, "PMLError", "as with 'full', not 'tail'"),
         ({"prompt_cache": {"reuse": 1}}, "PMLError", "must be true or false"),
         ({"prompt_cache": "no"}, "PMLError", "must be an object"),
-        ({"pml": None, "prompt_cache": {"reuse": False}}, "PMLError", "need a prompt in 'pml'"),
         ({"pml": 5}, "PMLError", "must be a string"),
         ({"messages": []}, "BadRequestError", "messages may be empty only"),
         ({"prompt_logprobs": 1}, "BadRequestError", "prompt_logprobs"),
@@ -116,6 +115,13 @@ def test_other_apis_answer_without_pml(server: Any, http: httpx.Client, path: st
     body = {"model": "tiny", "messages": MESSAGES, "prompt": "x", "max_tokens": 1, "pml": None}
     assert httpx.post(server.url + path, json=body, timeout=60).status_code == 200
     assert httpx.post(server.url + path, timeout=60).status_code == 400
+
+
+def test_options_of_completions_need_a_prompt(client: openai.OpenAI, http: httpx.Client) -> None:
+    """Those of chats may be about marks."""
+    extra = {"prompt_cache": {"reuse": False}}
+    found = refused(lambda: client.completions.create(model="tiny", prompt="x", extra_body=extra))
+    assert found[:2] == (400, "PMLError") and "need a prompt in 'pml'" in found[2]
 
 
 def test_states_cannot_be_smuggled_in_through_another_api(server: Any, http: httpx.Client) -> None:
