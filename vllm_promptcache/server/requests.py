@@ -47,7 +47,7 @@ def refuse_combinations(request: Any, what: str = "pml") -> None:
         RefusedError: naming the field.
     """
     reasons = {
-        "prompt_logprobs": "every prompt token would have to be computed",
+        "prompt_logprobs": "log-probabilities are told of generated tokens only",
         "truncate_prompt_tokens": "modules have their places and cannot be cut off",
         "prompt_embeds": "a composed prompt is made of tokens",
         "kv_transfer_params": "KV connectors know nothing of modules",
@@ -62,7 +62,7 @@ def refuse_combinations(request: Any, what: str = "pml") -> None:
     logprobs = request.logprobs
     wants_logprobs = logprobs is not None and logprobs is not False
     if request.echo and wants_logprobs:
-        reason = "every prompt token would have to be computed"
+        reason = "log-probabilities are told of generated tokens only"
         raise RefusedError(f"echo with logprobs cannot be combined with {what}: {reason}", field="echo")
 
 
