@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,26 +62,17 @@ GPT_OSS_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": Fal
 @dataclass(frozen=True)
 class Family:
     """A tiny random model: what Transformers makes of ``model_type`` with ``changes``, in an engine with
-    ``settings`` once ``prepare`` was called; ``users`` names models that people know."""
+    ``settings``; ``users`` names models that people know."""
 
     users: str
     model_type: str
     changes: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    prepare: Callable[[], None] = lambda: None
 
     def model(self) -> Path:
         """The folder of the model."""
         return tiny_model(self.model_type, **self.changes)
 
-
-def _with_mrope() -> None:
-    from tests import mrope
-
-    mrope.register()
-
-
-MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("Llama 2 and 3, Yi, InternLM 3, DeepSeek-R1-Distill", "llama"),
@@ -213,13 +203,6 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family("Ministral 8B", "ministral", {"sliding_window": 100, "layer_types": TWO_KINDS}),
     "command-r7b": Family(
         "Command-R7B, Command-A", "cohere2", NO_HEAD_DIM | {"sliding_window": 100, "layer_types": TWO_KINDS}
-    ),
-    "m-rope": Family(
-        "Qwen2.5-VL, Qwen3-VL, GLM-4.5V for text (a Qwen2 with M-RoPE)",
-        "qwen2",
-        {"rope_parameters": MROPE},
-        {"hf_overrides": {"architectures": ["Qwen2WithMRoPE"]}},
-        _with_mrope,
     ),
     "apertus": Family("Apertus", "apertus"),
 }

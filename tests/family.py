@@ -38,7 +38,6 @@ def deviations(family: Family) -> dict[str, float]:
 
     settings = {"max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": MAX_MODEL_LEN} | family.settings
     found: dict[str, float] = {}
-    family.prepare()
     with serving(model, **settings) as engine:
         for way, prompt in asked.items():
             (output,) = engine.ask([prompt], greedy(NUM_TOKENS, logprobs=5))

@@ -17,10 +17,8 @@ CHOSEN = {
     "qwen3": "norms of queries and keys",
     "gpt-neox": "rotation of a part of each head",
     "nemotron-nas": "layers with different numbers of KV heads",
-    "gpt-oss": "windows in some layers, and sinks",
-    "gemma4": "windows, and layers with different head sizes",
+    "gemma3": "windows in some layers",
     "mistral-v0.1": "windows in all layers",
-    "phi-4-mini": "a window that cannot bind",
     "deepseek-v3": "latent attention",
 }
 

@@ -12,9 +12,8 @@ from tests.cases import CASES, ENCODE_MODES
 from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
-from tests.engine.plans import new, plan, random_tokens, simple, travel, unit
+from tests.engine.plans import simple, travel
 from tests.engine.support import Engine, greedy, largest_error, serving, tokens_of
-from tests.engine.test_stress import Stress
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.repairs.repaired import without_reuse
 
@@ -61,43 +60,3 @@ def test_asynchronous_steps(tiny_model: Path, oracle: Oracle) -> None:
         assert engine.llm_engine.reset_prefix_cache(reset_running_requests=True)
         engine.finish()
         assert tokens_of(engine.outputs[name]) == expected
-
-
-def test_preempted_requests_say_the_same(tiny_model: Path, oracle: Oracle) -> None:
-    gap = plan(unit("a", (0, 130)), new(130, 3), unit("b", (200, 330)), new(400, 9))
-    prompts = [gap, simple("c", 100), simple("d", 60)]
-    settings = {"num_gpu_blocks_override": 41, "max_model_len": 1024, "max_num_batched_tokens": 256}
-    with serving(tiny_model, **settings) as engine:
-        names = [engine.add(prompt, greedy(40)) for prompt in prompts]
-        names += [engine.add(random_tokens(300, f"plain {i}").tolist(), greedy(60)) for i in range(3)]
-        preemptions = 0
-        while engine.llm_engine.has_unfinished_requests():
-            engine.step()
-            preemptions += sum(r.num_preemptions for r in engine.scheduler.requests.values())
-        assert preemptions
-        for name, prompt in zip(names, prompts, strict=False):
-            assert tokens_of(engine.outputs[name]) == oracle(tiny_model, prompt, 40)[0]
-
-
-def test_min_tokens_counts_tokens_where_positions_have_gaps(tiny_model: Path, oracle: Oracle) -> None:
-    prompt = travel()
-    tokens, _ = oracle(tiny_model, prompt, 6)
-    with serving(tiny_model) as engine:
-        params = greedy(6, min_tokens=5, stop_token_ids=[tokens[1]], ignore_eos=False)
-        (output,) = engine.ask([prompt], params)
-        assert len(tokens_of(output)) >= 5
-
-
-def test_random_operations(tiny_model: Path) -> None:
-    with serving(
-        tiny_model,
-        max_model_len=1024,
-        num_gpu_blocks_override=48,
-        max_num_batched_tokens=128,
-        max_num_seqs=8,
-        force_async=True,
-    ) as engine:
-        stress = Stress(engine, seed=7)
-        stress.run(80)
-        assert stress.num_finished > 3
-        stress.end()

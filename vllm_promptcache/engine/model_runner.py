@@ -49,17 +49,12 @@ class PromptCacheRunner(ComposingRunner):
     def _correct_positions(self, step: Step, batch: Batch) -> None:
         """Whatever was computed from token indices is used by then: positions are the model's alone."""
         on_device = self._cache_writer.on_device
-        given: list[torch.Tensor] = [self.positions]  # type: ignore[attr-defined]
-        if self.uses_mrope:  # type: ignore[attr-defined]
-            given += self.mrope_positions.gpu  # type: ignore[attr-defined]
+        positions: torch.Tensor = self.positions  # type: ignore[attr-defined]
         if step.shifts is not None:
             shifts = on_device(np.repeat(step.shifts, batch.scheduled))
-            for positions in given:
-                positions[: len(shifts)] += shifts
+            positions[: len(shifts)] += shifts
         if len(step.tokens):
-            tokens, composed = on_device(step.tokens), on_device(step.positions)
-            for positions in given:
-                positions[tokens] = composed
+            positions[on_device(step.tokens)] = on_device(step.positions)
 
     def _allow_microbatching(self, *args: Any, **kwargs: Any) -> bool:
         return not self._needs_python() and bool(super()._allow_microbatching(*args, **kwargs))  # type: ignore[misc]
