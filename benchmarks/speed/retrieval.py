@@ -38,9 +38,7 @@ AROUND = 32
 
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
-    parser.add_argument(
-        "--passages", type=Path, help="JSONL, or a folder of it (default: texts of installed packages)"
-    )
+    parser.add_argument("--passages", help="JSONL, or a folder of it (default: texts of installed packages)")
     parser.add_argument("--load", default=",".join(LOADS), help="kinds of load (default: %(default)s)")
     parser.add_argument("--concurrency", default=CONCURRENCY, help="in flight (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="(default: %(default)s)")
@@ -97,7 +95,7 @@ class Questions:
 def run(run: Run, args: argparse.Namespace) -> None:
     """A server for each way, all at once; bursts in turn, every way asked the same questions."""
     settings = run.settings
-    library = Library.read(args.passages)
+    library = Library.read(Path(args.passages) if args.passages else None)
     questions = Questions(
         library, AutoTokenizer.from_pretrained(settings.model), args.answer_tokens, settings.seed
     )
