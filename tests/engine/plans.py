@@ -100,9 +100,9 @@ def members(*places: int, tokens: int = 90) -> Plan:
 def placements_of(prompt: Plan) -> set[Placement]:
     """What is encoded for a plan: units where they stand, and their contexts at home."""
     reused = [s for s in prompt.segments if isinstance(s, CachedSegment)]
-    pending, contexts = [s.unit for s in reused], set[Placement]()
+    pending, contexts = [s.unit for s in reused], dict[Unit, None]()
     while pending:
-        seen = pending.pop().context
-        contexts.update(unit.placement for unit in seen)
+        seen = [unit for unit in pending.pop().context if unit not in contexts]
+        contexts.update(dict.fromkeys(seen))
         pending += seen
-    return {s.placement for s in reused} | contexts
+    return {s.placement for s in reused} | {unit.placement for unit in contexts}
