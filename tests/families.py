@@ -9,6 +9,9 @@ from typing import Any
 from tests import decilm
 from tests.models import tiny_model
 
+# Heads that are as wide as the model: whoever divides finds the head size that whoever reads it finds.
+NEAT_HEADS: dict[str, Any] = {"hidden_size": 128}
+# For configurations that have no head size, or another.
 NO_HEAD_DIM: dict[str, Any] = {"head_dim": None, "hidden_size": 128}
 NO_KV_HEADS: dict[str, Any] = NO_HEAD_DIM | {"num_key_value_heads": None}
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
@@ -71,7 +74,7 @@ class Family:
 
     def model(self) -> Path:
         """The folder of the model."""
-        return tiny_model(self.model_type, **self.changes)
+        return tiny_model(self.model_type, **(NEAT_HEADS | self.changes))
 
 
 FAMILIES: dict[str, Family] = {
@@ -159,7 +162,12 @@ FAMILIES: dict[str, Family] = {
         "Llama 4 up to 8k (without temperature tuning)",
         "llama4_text",
         EXPERTS
-        | {"attention_chunk_size": 8192, "attn_temperature_tuning": False, "intermediate_size_mlp": 128},
+        | {
+            "num_experts_per_tok": 1,
+            "attention_chunk_size": 8192,
+            "attn_temperature_tuning": False,
+            "intermediate_size_mlp": 128,
+        },
     ),
     "deepseek-v2": Family("DeepSeek V2", "deepseek_v2", MANY_EXPERTS | LATENT, {"block_size": 16}),
     "deepseek-v3": Family(

@@ -23,7 +23,7 @@ def deviations(family: Family) -> dict[str, float]:
     of a plain prompt, which is vLLM's own.
 
     Raises:
-        AssertionError: another number of tokens was cached than the plan says.
+        AssertionError: modules gave another number of tokens than the plan says.
     """
     composed = travel()
     plain = random_tokens(600, "control").tolist()
@@ -34,16 +34,19 @@ def deviations(family: Family) -> dict[str, float]:
     expected = {way: _reference(loaded, prompt) for way, prompt in asked.items() if way != "warm"}
     expected["warm"] = expected["cold"]
     del loaded
-    from tests.engine.support import greedy, largest_error, serving
+    from tests.engine.support import greedy, largest_error, serving, tokens_of_modules
 
     settings = {"max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": MAX_MODEL_LEN} | family.settings
     found: dict[str, float] = {}
+    counts: dict[str, int] = {}
     with serving(model, **settings) as engine:
         for way, prompt in asked.items():
             (output,) = engine.ask([prompt], greedy(NUM_TOKENS, logprobs=5))
             found[way] = largest_error(output, expected[way])
-            if way == "warm":
-                assert output.num_cached_tokens == composed.num_cached_tokens
+            if isinstance(prompt, Plan):
+                counts[way] = tokens_of_modules(output)
+    num_tokens = composed.num_cached_tokens
+    assert counts == {"cold": num_tokens, "warm": num_tokens, "reuse off": 0}, (counts, found)
     return found
 
 
