@@ -110,7 +110,8 @@ def test_a_start_finds_what_was_there_and_makes_room_by_what_is_foreign(tmp_path
     for name, fingerprint in (("a" * 48, "f" * 32), ("b" * 48, "f" * 32), ("c" * 48, "e" * 32)):
         write_record(tmp_path, type(HEADER)(name, fingerprint, 0, 1, 7, 0, 9.0), rows())
     size = next(tmp_path.glob("*.safetensors")).stat().st_size
-    catalog = RecordCatalog(0, size * 2 + 10, bytes_of, "f" * 32, 1, RecordIndex(tmp_path))
+    index = RecordIndex(tmp_path)
+    catalog = RecordCatalog(0, size * 2 + 10, bytes_of, "f" * 32, 1, index)
     assert catalog.is_on_disk("a" * 48)
     assert catalog.is_on_disk("b" * 48)
     assert catalog.header("c" * 48) is None
@@ -123,6 +124,7 @@ def test_a_start_finds_what_was_there_and_makes_room_by_what_is_foreign(tmp_path
     catalog.fetched("b" * 48, found=False)
     assert catalog.header("b" * 48) is None
     assert "b" * 48 in {header.name for header in catalog.take_orders().removed}
+    index.close()
 
 
 class CatalogMachine(RuleBasedStateMachine):

@@ -15,7 +15,9 @@ from vllm_promptcache.records.folder import RecordFolder
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What is told in the log: vLLM's loggers hand nothing on."""
-    monkeypatch.setattr(folder_module, "logger", logging.getLogger("test"))
+    logger = logging.Logger("of this test")
+    logger.addHandler(caplog.handler)
+    monkeypatch.setattr(folder_module, "logger", logger)
     return caplog
 
 

@@ -56,9 +56,13 @@ class Catalog:
         self._run = run
         self._lock = path.with_suffix(".lock").open("a")
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.executescript(_TABLES)
         self._seen: int | None = None
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.executescript(_TABLES)
+        except sqlite3.Error:
+            self.close()
+            raise
 
     @classmethod
     def of_server(cls, folder: str | None = None) -> Catalog | None:
@@ -82,6 +86,7 @@ class Catalog:
             catalog = cls(path, run)
             if catalog._database.execute("PRAGMA quick_check").fetchone() == ("ok",):
                 return catalog
+            catalog.close()
             raise sqlite3.DatabaseError("its pages do not fit together")
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):

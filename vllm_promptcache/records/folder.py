@@ -18,7 +18,7 @@ from vllm_promptcache.records.record_file import (
     write_record,
 )
 
-logger = logging.getLogger("vllm.prompt_cache")
+logger = logging.getLogger("vllm.promptcache")
 
 # Rows that wait to be written; more are not written, so that a slow disk takes no memory.
 MAX_WAITING_BYTES = 512 << 20

@@ -23,7 +23,7 @@ from vllm_promptcache.records.record_file import (
     read_header,
 )
 
-logger = logging.getLogger("vllm.prompt_cache")
+logger = logging.getLogger("vllm.promptcache")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
