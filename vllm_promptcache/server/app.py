@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
+from vllm.entrypoints.openai.chat_completion import api_router as chat_api
 from vllm.entrypoints.openai.chat_completion import serving as chat_serving
 from vllm.entrypoints.openai.completion import api_router as completion_api
 from vllm.entrypoints.openai.completion import serving as completion_serving
@@ -16,13 +17,14 @@ from vllm_promptcache.frontend.service import open_service
 from vllm_promptcache.frontend.tokenizer import open_encoder
 from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.server import refusing
-from vllm_promptcache.server.chat import PromptCacheServingChat
+from vllm_promptcache.server.chat import PromptCacheChatRequest, PromptCacheServingChat
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
 from vllm_promptcache.server.ending import answer_without_engine, end_with_engine
 from vllm_promptcache.server.link import AsyncEngineLink
 from vllm_promptcache.server.routes import attach_routes
 from vllm_promptcache.server.services import STATE
 
+CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
 
@@ -34,24 +36,25 @@ def extend(app: FastAPI) -> None:
     for index, route in enumerate(routes):
         if not isinstance(route, APIRoute) or "POST" not in route.methods:
             continue
-        if route.path == COMPLETIONS:
-            routes[index] = _accepting_empty_prompts(route)
+        if route.path in (CHAT, COMPLETIONS):
+            routes[index] = _minding_pml(route)
         elif refusing.refuses(route):
             routes[index] = refusing.refusing(route)
 
 
-def _accepting_empty_prompts(route: APIRoute) -> APIRoute:
-    """The completions route for a request that may have PML and an empty prompt.
-
-    Its handler stays vLLM's: only the request's model is another.
-    """
+def _minding_pml(route: APIRoute) -> APIRoute:
+    """The route for requests that may have PML. Its handler stays vLLM's: the request's model is another."""
     return APIRoute(
-        COMPLETIONS,
-        _create_completion,
+        route.path,
+        _create_chat_completion if route.path == CHAT else _create_completion,
         methods=["POST"],
         dependencies=route.dependencies,
         responses=route.responses,
     )
+
+
+async def _create_chat_completion(request: PromptCacheChatRequest, raw_request: Request) -> Any:
+    return await chat_api.create_chat_completion(request, raw_request)
 
 
 async def _create_completion(request: PromptCacheCompletionRequest, raw_request: Request) -> Any:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from pydantic import model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -31,6 +32,17 @@ from vllm_promptcache.server.requests import (
     pml_of,
     refuse_combinations,
 )
+from vllm_promptcache.server.values import refuse_unlike_objects, with_grammar_errors
+
+
+class PromptCacheChatRequest(ChatCompletionRequest):
+    """vLLM's request; with PML, what vLLM's validators would fail on is refused before them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unlike_objects(cls, data: Any) -> Any:
+        """Runs before vLLM's validators."""
+        return refuse_unlike_objects(data)
 
 
 class PromptCacheServingChat(OpenAIServingChat):
@@ -115,7 +127,7 @@ class PromptCacheServingChat(OpenAIServingChat):
             return await super().chat_completion_full_generator(request, result_generator, *args, **kwargs)
         reports = Reports(said=said)
         response = await super().chat_completion_full_generator(
-            request, reports.watch(result_generator), *args, **kwargs
+            request, reports.watch(with_grammar_errors(request, result_generator)), *args, **kwargs
         )
         if isinstance(response, ChatCompletionResponse):
             reports.complete(response)
@@ -130,7 +142,7 @@ class PromptCacheServingChat(OpenAIServingChat):
             return super().chat_completion_stream_generator(request, result_generator, *args, **kwargs)
         reports = Reports(said=said)
         lines = super().chat_completion_stream_generator(
-            request, reports.watch(result_generator), *args, **kwargs
+            request, reports.watch(with_grammar_errors(request, result_generator)), *args, **kwargs
         )
         return reports.complete_stream(lines)
 

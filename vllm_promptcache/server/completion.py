@@ -24,6 +24,7 @@ from vllm_promptcache.server.requests import (
     pml_of,
     refuse_combinations,
 )
+from vllm_promptcache.server.values import refuse_failed_grammar, refuse_unlike_objects, with_grammar_errors
 
 
 class PromptCacheCompletionRequest(CompletionRequest):
@@ -36,6 +37,12 @@ class PromptCacheCompletionRequest(CompletionRequest):
         if isinstance(data, dict) and data.get("pml") is not None:
             return data
         return CompletionRequest.validate_prompt_and_prompt_embeds(data)  # type: ignore[operator]
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unlike_objects(cls, data: Any) -> Any:
+        """Runs before vLLM's validators."""
+        return refuse_unlike_objects(data)
 
 
 class PromptCacheServingCompletion(OpenAIServingCompletion):
@@ -101,7 +108,8 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
         if not is_composed(request):
             return stream(request, engine_inputs, result_generator, *args, **kwargs)
         reports = Reports(len(engine_inputs))
-        lines = stream(request, engine_inputs, reports.watch(result_generator), *args, **kwargs)
+        outputs = reports.watch(with_grammar_errors(request, result_generator))
+        lines = stream(request, engine_inputs, outputs, *args, **kwargs)
         return reports.complete_stream(lines)
 
     def request_output_to_completion_response(
@@ -113,6 +121,7 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
             return convert(final_res_batch, request, *args, **kwargs)
         reports = Reports(len(final_res_batch))
         for output in final_res_batch:
+            refuse_failed_grammar(request, output)
             reports.take(output)
         response = convert(final_res_batch, request, *args, **kwargs)
         reports.complete(response)

@@ -9,6 +9,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm_promptcache.blocks.wire import EXTRA_ARG
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.options import PromptOptions
+from vllm_promptcache.server.values import refuse_values
 
 
 def pml_of(request: Any, *, needs_pml: bool = True) -> object | None:
@@ -64,6 +65,7 @@ def refuse_combinations(request: Any, what: str = "pml") -> None:
     if request.echo and wants_logprobs:
         reason = "log-probabilities are told of generated tokens only"
         raise RefusedError(f"echo with logprobs cannot be combined with {what}: {reason}", field="echo")
+    refuse_values(request)
 
 
 def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:

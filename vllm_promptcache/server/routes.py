@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from vllm_promptcache.errors import PMLError, unknown
@@ -27,6 +26,7 @@ from vllm_promptcache.server.bodies import (
     read_object,
     registration_of,
 )
+from vllm_promptcache.server.chat import PromptCacheChatRequest
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
 from vllm_promptcache.server.connection import while_connected
 from vllm_promptcache.server.errors import json_error, wrong_body
@@ -133,7 +133,7 @@ async def explain(request: Request) -> Response:
 async def _explained(state: Any, body: dict[str, Any]) -> Any:
     try:
         if "messages" in body:
-            return await state.openai_serving_chat.explain(ChatCompletionRequest.model_validate(body))
+            return await state.openai_serving_chat.explain(PromptCacheChatRequest.model_validate(body))
         completion = PromptCacheCompletionRequest.model_validate(body)
     except ValidationError as error:
         raise wrong_body(error) from None
