@@ -22,9 +22,13 @@ CONNECTIONS = 16
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("data-parallel") / "log"
-    arguments = ("--data-parallel-size", "2", "--api-server-count", "2", "--max-num-seqs", "4")
+    folder = tmp_path_factory.mktemp("kept")
+    arguments = ["--data-parallel-size", "2", "--api-server-count", "2", "--max-num-seqs", "4"]
+    arguments += ["--prompt-cache-config.dir", str(folder)]
     with serving(tiny_model, log, *arguments, command=SERVE, may_end=True) as server:
         yield server
+    # Each engine keeps records of its own.
+    assert {path.name for path in folder.glob("records*")} == {"records", "records-1"}
 
 
 def every(server: Server, method: str, path: str) -> list[httpx.Response]:

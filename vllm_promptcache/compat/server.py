@@ -140,9 +140,7 @@ def route_composed_requests(key: str, choose: Callable[[Any, list[float]], int])
                     float(max(self.client_count * self.engine_inflight[engine], waiting + running))
                     for engine, (waiting, running, *_) in zip(self.core_engines, self.lb_engines, strict=True)
                 ]
-                rank = choose(request.sampling_params.extra_args[key], loads)
-                request.data_parallel_rank = rank
-                self.lb_engines[rank][0] += self.client_count
+                request.data_parallel_rank = choose(request.sampling_params.extra_args[key], loads)
             return original(self, request)
 
         return get_core_engine_for_request

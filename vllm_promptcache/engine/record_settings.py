@@ -74,8 +74,9 @@ def folder_of(vllm_config: Any) -> Path | None:
     if config.dir is None:
         return None
     name = SUBFOLDER
-    if parallel.data_parallel_size > 1:
-        name += f"-{parallel.data_parallel_rank}"
+    # Not its rank: an engine of a dense model is told that it is the only one.
+    if parallel.data_parallel_index:
+        name += f"-{parallel.data_parallel_index}"
     return Path(config.dir).expanduser() / name
 
 
