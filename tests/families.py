@@ -141,7 +141,6 @@ FAMILIES: dict[str, Family] = {
     "seed-oss": Family("Seed-OSS", "seed_oss"),
     "ernie-4.5": Family("ERNIE 4.5", "ernie4_5"),
     "hunyuan": Family("Hunyuan dense", "hunyuan_v1_dense"),
-    "dots1": Family("dots.llm1", "dots1", MANY_EXPERTS | {"layer_types": ONE_KIND, "sliding_window": None}),
     "arcee": Family("Arcee AFM", "arcee"),
     "starcoder2": Family("StarCoder2", "starcoder2", NO_HEAD_DIM | {"sliding_window": None}),
     "minicpm3": Family(

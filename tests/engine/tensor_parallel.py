@@ -53,11 +53,12 @@ def main(model: str, folder: str) -> None:
     for _ in range(2):
         for output in llm.generate(prompts, params, use_tqdm=False):
             logprobs = output.outputs[0].logprobs or []
+            report = (output.kv_transfer_params or {})["prompt_cache"]
             answers.append(
                 {
                     "tokens": list(output.outputs[0].token_ids),
                     "logprobs": [[(t, found.logprob) for t, found in step.items()] for step in logprobs],
-                    "cached": output.num_cached_tokens,
+                    "of modules": report["tokens_reused"] + report["tokens_encoded"],
                 }
             )
     call = llm.llm_engine.engine_core.call_utility  # type: ignore[attr-defined]

@@ -44,6 +44,6 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle, tmp
     for answer, plan in zip(answers, [*expected, *expected], strict=True):
         tokens, logprobs = oracle(tiny_model, plan, NUM_TOKENS)
         assert answer["tokens"] == tokens
-        assert answer["cached"] == plan.num_cached_tokens
+        assert answer["of modules"] == plan.num_cached_tokens
         for step, found in enumerate(answer["logprobs"]):
             assert all(abs(logprob - float(logprobs[step, token])) < 1e-3 for token, logprob in found)
