@@ -15,7 +15,7 @@ from vllm_promptcache.engine import models
 CHOSEN = {
     "qwen2": "biases",
     "qwen3": "norms of queries and keys",
-    "gpt-neox": "rotation of a part of each head",
+    "glm4": "rotation of a part of each head",
     "nemotron-nas": "layers with different numbers of KV heads",
     "gemma3": "windows in some layers",
     "mistral-v0.1": "windows in all layers",

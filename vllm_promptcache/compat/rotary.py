@@ -75,7 +75,8 @@ def _above(name: str, modules: dict[str, Any]) -> Iterator[Any]:
 
 
 def _has_no_positions(attention: Any) -> bool:
-    if any(getattr(attention, flag, True) is False for flag in ("use_rope", "_use_rope", "use_rotary")):
+    # SmolLM3's flag is a number.
+    if any(getattr(attention, flag, True) in (False, 0) for flag in ("use_rope", "_use_rope", "use_rotary")):
         return True
     if getattr(attention, "nope", False) is True:
         return True
