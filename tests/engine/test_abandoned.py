@@ -9,6 +9,7 @@ from tests.engine.plans import new, plan, random_tokens, unit
 from tests.engine.support import Engine, SharedEngine, close_all, greedy, report_of, tokens_of
 from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.engine.scheduler import MAX_BACKGROUND_UNITS
 
 BUDGET = 256
@@ -139,3 +140,15 @@ def test_what_is_needed_now_is_taken_from_the_background(engine: Engine) -> None
     engine.drain()
     assert len(engine.encoded) == 12
     engine.call("forget", units=[u.placement for u in units])
+
+
+def test_small_units_in_sequence_are_encoded_together(engine: Engine) -> None:
+    """Each sees all before it: as many encodings as units, all in the first step."""
+    units: list[Unit] = []
+    for i in range(16):
+        units.append(unit(f"s{i}", (i, i + 1), context=units, seed="small"))
+    engine.add(plan(*units, new(16, 4)), greedy(1))
+    engine.step()
+    assert len(engine.encoded) == 16
+    engine.finish()
+    assert engine.call("stats")["units_encoding"] == 0

@@ -174,6 +174,19 @@ def test_what_a_schema_of_many_modules_in_sequence_costs_is_bounded() -> None:
         layout_of(content, attributes=' encode="sequence"', max_model_len=8192)
 
 
+@pytest.mark.parametrize(("num_modules", "fits"), [(256, True), (257, False), (720, False)])
+def test_letters_in_sequence(num_modules: int, fits: bool) -> None:
+    """As many encodings as modules, and half their square of states that others see, within what is allowed."""
+    content = "".join(f'<module name="m{i}">m</module>' for i in range(num_modules))
+    if not fits:
+        with pytest.raises(PMLError, match="make them fewer"):
+            layout_of(content, attributes=' encode="sequence"')
+        return
+    units = layout_of(content, attributes=' encode="sequence"').units
+    assert len(units) == num_modules
+    assert sum(len(unit.context) for unit in units) == num_modules * (num_modules - 1) // 2
+
+
 def test_placeholders_are_limited() -> None:
     """Members of a union share positions, so that a model's length holds any number of them."""
     members = "".join(
