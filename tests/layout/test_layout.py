@@ -292,6 +292,26 @@ def test_a_schema_must_leave_room() -> None:
     assert layout_of("x" * 99, max_model_len=100, min_free_tokens=1).num_positions == 99
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("<union>{}</union>", "union/module[large]"),
+        ("<module name='out'>b<union>{}</union></module>", "module[out]/union/module[large]"),
+        ("{}", "module[large]"),
+    ],
+)
+def test_a_module_that_does_not_fit_alone_is_named(content: str, place: str) -> None:
+    members = f"<module name='small'>x</module><module name='large'>{'y' * 90}</module>"
+    (error,) = errors_of(content.format(members), max_model_len=100)
+    assert error.startswith(f"schema[s]/{place}: the schema takes 9")
+    assert error.endswith("more than the model's 100; 'large' alone takes 90")
+
+
+def test_a_member_that_does_not_fit_its_pool_is_named() -> None:
+    (error,) = errors_of(f"<pool name='p' length='40'><module name='large'>{'y' * 90}</module></pool>")
+    assert error == "schema[s]/pool[p]/module[large]: 'large' takes 90 positions; the pool 'p' has 40"
+
+
 def test_a_huge_parameter_is_refused_without_being_made() -> None:
     (error,) = errors_of('<module name="m">a<parameter name="p" length="999999999"/></module>')
     assert "takes 1000000000 positions" in error

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_promptcache.contract.plan import NewSegment
 from vllm_promptcache.contract.unit import Unit
-from vllm_promptcache.errors import IssueList, PMLError
+from vllm_promptcache.errors import IssueList, PMLError, quote
 from vllm_promptcache.layout.draft import ModuleDraft, UnionDraft, draft_schema
 from vllm_promptcache.layout.encoder import TextEncoder, Tokenizer
 from vllm_promptcache.layout.parts import (
@@ -52,7 +52,10 @@ def build_layout(
             f"the schema takes {root.end} positions; with {min_free_tokens} to be left free that is more"
             f" than the model's {max_model_len}"
         )
-        issues.add(schema.place.issue(what))
+        large = root.largest(max_model_len - min_free_tokens)
+        if large is not None:
+            what += f"; {quote(large.node.name)} alone takes {large.end - large.start}"
+        issues.add((large or root).node.place.issue(what))
     issues.raise_if_any()
     builder = _Builder(schema, limits, issues)
     builder.module(root, None, (), ())

@@ -91,6 +91,16 @@ class ModuleDraft:
         """For once all children are there."""
         return {child.node.name: child for child in self.children}
 
+    def largest(self, num_positions: int) -> ModuleDraft | None:
+        """The innermost module, perhaps of a union, that alone takes more than so many positions."""
+        found, children = None, self.children
+        while children:
+            child = max(children, key=lambda child: child.end - child.start)
+            if child.end - child.start <= num_positions:
+                break
+            found, children = child, child.children
+        return found
+
     @property
     def cache(self) -> bool:
         """Whether the module's own text is encoded once and reused."""
