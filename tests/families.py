@@ -131,8 +131,12 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(
         "SmolLM3 (every 4th layer without positions)", "smollm3", NO_HEAD_DIM | {"num_hidden_layers": 4}
     ),
-    "command-r": Family("Command-R", "cohere", NO_HEAD_DIM),
-    "exaone-4": Family("EXAONE 4 1.2B", "exaone4", {"layer_types": ONE_KIND, "sliding_window": None}),
+    "command-r": Family("Command-R", "cohere", NO_HEAD_DIM | {"tie_word_embeddings": True}),
+    "exaone-4": Family(
+        "EXAONE 4 1.2B",
+        "exaone4",
+        {"layer_types": ONE_KIND, "sliding_window": None, "tie_word_embeddings": True},
+    ),
     "nemotron": Family("Nemotron 4, Minitron", "nemotron", NO_HEAD_DIM),
     "nemotron-nas": Family(
         "Llama-Nemotron Super and Ultra", decilm.MODEL_TYPE, {"kv_heads": [2, 4, 2], "num_key_value_heads": 4}
