@@ -2,6 +2,7 @@
 
 import numpy as np
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, worlds
 from vllm_promptcache.blocks.geometry import find_pieces, lay_out_unit
@@ -62,3 +63,14 @@ def test_each_piece_begins_on_a_block_and_its_last_block_is_kept_as_rows(world: 
             assert (geometry.rows[last:end] >= 0).all()
             assert (geometry.rows[start:last] < 0).all()
             assert all(geometry.piece_of(token) == index for token in range(start, end))
+
+
+@given(worlds(max_units=1), st.integers(2, 40))
+def test_what_a_window_counts_before_a_pieces_end_is_kept_as_rows(world: World, window: int) -> None:
+    """Also before the last token alone in its block, which a prompt computes anew."""
+    for unit in world.units.values():
+        geometry = lay_out_unit(unit.position_ids, unit.kept, world.block_size, unit.breaks, window)
+        for start, end in zip(geometry.piece_starts.tolist(), geometry.piece_ends.tolist(), strict=True):
+            for last in range(max(start + 1, end - 1), end + 1):
+                tail = min(window - 1, last - start)
+                assert (geometry.rows[last - tail : last] >= 0).all()

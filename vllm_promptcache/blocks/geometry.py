@@ -135,8 +135,8 @@ def lay_out_unit(
         stored = int(blocks) * block_size
         slots[start : start + stored] = first * block_size + np.arange(stored)
         first_row = (end - start - 1) // block_size * block_size
-        if window > 1:  # the last tokens of a range that ends anywhere in the last block
-            first_row = max((first_row + 2 - window) // block_size * block_size, 0)
+        if window > 1:  # the last tokens of a range that ends in the last block, or where it begins
+            first_row = max((first_row + 1 - window) // block_size * block_size, 0)
         is_row[start + first_row : end] = True
     rows = np.where(is_row, np.cumsum(is_row) - 1, -1)
     return UnitGeometry(
