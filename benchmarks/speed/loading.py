@@ -53,7 +53,8 @@ def main() -> None:
 def measure(args: argparse.Namespace, folder: str) -> dict[str, list[float]]:
     """Milliseconds of each way, by round."""
     from vllm import LLM
-    from vllm_promptcache.embedded_model import embedded_model_path
+
+    from demo.embedded_model import embedded_model_path
 
     keeps = {"host_gib": 4.0} if args.tier == "memory" else {"host_gib": 0, "dir": folder}
     llm = LLM(

@@ -28,7 +28,7 @@ FRONT_END = {
     "wire": "plan to what travels to the engine",
 }
 ENGINE = {
-    "scheduler": "scheduler: composition, seats, encoding requests",
+    "scheduler": "scheduler: composition, slots, encoding requests",
     "blocks": "block manager and module store: block tables",
     "worker": "model runner: positions, slots, rows",
     "edge rows": "model runner: writing edge rows (tensor copies, not counted as host work)",

@@ -1,6 +1,6 @@
 """A naive paged memory: what each slot holds, and what each query of a step then sees.
 
-It stands for the worker and the attention backend. It knows nothing of how seats and rows are found,
+It stands for the worker and the attention backend. It knows nothing of how slot layouts and rows are found,
 only how they are used: tables of blocks, slots, and causal attention within a row.
 """
 
@@ -16,7 +16,7 @@ from vllm_promptcache.blocks.composition import Composition, Computed, Reused, c
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.rows import Chunk, moved_tokens, positions_of, split_rows
-from vllm_promptcache.blocks.seats import Seats, take_seats
+from vllm_promptcache.blocks.slot_layout import SlotLayout, lay_out_slots
 from vllm_promptcache.blocks.unit_key import UnitKey
 
 Token = tuple[Any, int]
@@ -71,19 +71,21 @@ class Running:
 
     def __init__(self, memory: Memory, composition: Composition, name: str, num_generated: int = 0):
         self.memory, self.name = memory, name
-        self.seats: Seats = take_seats(
+        self.slot_layout: SlotLayout = lay_out_slots(
             composition, memory.geometries, memory.block_size, 1_000_000, memory.window
         )
-        seats = self.seats
-        self.shared = [b for s in seats.shared for b in memory.blocks[s.unit][s.start : s.end]]
-        stream = seats.num_prompt_tokens - seats.num_shared_blocks * memory.block_size + num_generated
+        slot_layout = self.slot_layout
+        self.shared = [b for s in slot_layout.shared for b in memory.blocks[s.unit][s.start : s.end]]
+        stream = (
+            slot_layout.num_prompt_tokens - slot_layout.num_shared_blocks * memory.block_size + num_generated
+        )
         self.private = memory.take(-(-stream // memory.block_size))
         self.table = self.shared + self.private
-        for edge in seats.edge_rows:
+        for edge in slot_layout.edge_rows:
             for row in range(edge.start, edge.end):
-                logical = seats.num_shared_blocks * memory.block_size + edge.offset + row - edge.start
+                logical = slot_layout.num_shared_blocks * memory.block_size + edge.offset + row - edge.start
                 self._write(logical, memory.rows[edge.unit][row])
-        self.computed = seats.num_cached_tokens
+        self.computed = slot_layout.num_cached_tokens
         self.seen: list[list[Token]] = []
         self.positions: list[int] = []
 
@@ -93,14 +95,14 @@ class Running:
         self.memory.slots[slot] = token
 
     def chunk(self, scheduled: int) -> Chunk:
-        return Chunk(self.computed, scheduled, self.seats)
+        return Chunk(self.computed, scheduled, self.slot_layout)
 
     def write(self, scheduled: int) -> None:
         """Write a step's new tokens: at their own index, or where they are moved to."""
         chunk = self.chunk(scheduled)
         moved, logical = moved_tokens(chunk)
         elsewhere = dict(zip(moved.tolist(), logical.tolist(), strict=True))
-        first_new = self.computed - self.seats.num_cached_tokens
+        first_new = self.computed - self.slot_layout.num_cached_tokens
         for index in range(scheduled):
             where = elsewhere.get(index, self.computed + index)
             self._write(where, (self.name, first_new + index))

@@ -11,7 +11,7 @@ from tests.blocks.strategies import World, compositions, worlds
 from vllm_promptcache.blocks.checks import check_place, check_text
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused, UnitText
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
-from vllm_promptcache.blocks.seats import take_seats
+from vllm_promptcache.blocks.slot_layout import lay_out_slots
 from vllm_promptcache.blocks.unit_key import UnitKey
 
 
@@ -23,7 +23,7 @@ def geometries(world: World) -> dict[UnitKey, UnitGeometry]:
 
 
 def check(world: World, composition: Composition, num_positions: int = 100_000) -> int:
-    return take_seats(composition, geometries(world), world.block_size, num_positions).next_position
+    return lay_out_slots(composition, geometries(world), world.block_size, num_positions).next_position
 
 
 def refusal(world: World, composition: Composition) -> str | None:

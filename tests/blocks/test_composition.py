@@ -1,4 +1,4 @@
-"""Compositions, and what seats refuse."""
+"""Compositions, and what a slot layout refuses."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.blocks.strategies import World, compositions, worlds
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.geometry import lay_out_unit
 from vllm_promptcache.blocks.rows import Chunk, moved_tokens, split_rows
-from vllm_promptcache.blocks.seats import take_seats
+from vllm_promptcache.blocks.slot_layout import lay_out_slots
 
 
 @given(st.data(), worlds())
@@ -41,17 +41,17 @@ def test_units_are_named_once_in_order_of_use() -> None:
 def test_a_range_that_needs_a_row_which_is_not_kept_is_refused() -> None:
     geometry = lay_out_unit(np.arange(10), np.ones(10, bool), 4)
     with pytest.raises(ValueError, match="not kept as edge rows"):
-        take_seats(Composition((Reused("a", 0, 6), Computed(6, 1))), {"a": geometry}, 4, 1000)
+        lay_out_slots(Composition((Reused("a", 0, 6), Computed(6, 1))), {"a": geometry}, 4, 1000)
 
 
 def test_new_tokens_at_the_end_alone_are_one_ordinary_row() -> None:
     """The usual prompt costs the runner nothing: no extra rows, no moved slots."""
     units = {n: lay_out_unit(np.arange(b, b + 70), np.ones(70, bool), 16) for n, b in (("a", 0), ("b", 99))}
-    seats = take_seats(
+    slot_layout = lay_out_slots(
         Composition((Reused("a", 0, 70), Reused("b", 0, 70), Computed(200, 5))), units, 16, 1000
     )
-    chunk = Chunk(140, 5, seats)
-    assert len(seats.row_starts) == 1
+    chunk = Chunk(140, 5, slot_layout)
+    assert len(slot_layout.row_starts) == 1
     assert split_rows([chunk]) is None
     assert len(moved_tokens(chunk)[0]) == 0
 
@@ -60,8 +60,8 @@ def test_new_text_between_whole_blocks_and_after_them_are_two_rows() -> None:
     geometry = lay_out_unit(np.arange(64), np.ones(64, bool), 16)
     later = lay_out_unit(np.arange(100, 164), np.ones(64, bool), 16)
     items = (Reused("a", 0, 64), Computed(64, 3), Reused("b", 0, 64), Computed(164, 2))
-    seats = take_seats(Composition(items), {"a": geometry, "b": later}, 16, 1000)
-    rows = split_rows([Chunk(128, 5, seats)])
+    slot_layout = lay_out_slots(Composition(items), {"a": geometry, "b": later}, 16, 1000)
+    rows = split_rows([Chunk(128, 5, slot_layout)])
     assert rows is not None
     assert rows.query_lens.tolist() == [3, 2]
     assert rows.shared_blocks.tolist() == [4, 8]

@@ -15,16 +15,16 @@ def test_footprints_are_what_encoding_takes(world: World) -> None:
     memory = Memory(world.block_size)
     for name, unit in world.units.items():
         composition, _ = encoding_of(name, world.units)
-        seats = Running(memory, composition, name).seats
+        slot_layout = Running(memory, composition, name).slot_layout
         geometry = memory.store(name, unit)
         found = footprint_of(geometry, [memory.geometries[seen.digest] for seen in unit.context])
-        private = -(-seats.num_prompt_tokens // world.block_size) - seats.num_shared_blocks
+        private = -(-slot_layout.num_prompt_tokens // world.block_size) - slot_layout.num_shared_blocks
         # Context that stands behind the unit is not gathered: the footprint may be larger, never smaller.
         assert found.num_blocks + found.num_scratch_blocks >= private
         assert found.num_blocks == geometry.num_blocks
         if found.is_in_place:
             stored = np.flatnonzero(geometry.slots >= 0)
-            assert (geometry.slots[stored] == seats.offsets[stored]).all() and not seats.edge_rows
+            assert (geometry.slots[stored] == slot_layout.offsets[stored]).all() and not slot_layout.edge_rows
             assert found.num_blocks + found.num_scratch_blocks == -(-len(unit.token_ids) // world.block_size)
 
 

@@ -1,4 +1,4 @@
-"""The contract of seats and rows: each new token sees what stands before it, each token once."""
+"""The contract of slot layouts and rows: each new token sees what stands before it, each token once."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,8 +39,8 @@ def test_new_tokens_see_exactly_what_stands_before_them(data: st.DataObject, wor
     for name, unit in world.units.items():
         memory.store(name, unit)
     request = Running(memory, composition, "request")
-    assert request.seats.num_cached_tokens == composition.num_cached_tokens
-    assert request.seats.num_prompt_tokens == composition.num_tokens
+    assert request.slot_layout.num_cached_tokens == composition.num_cached_tokens
+    assert request.slot_layout.num_prompt_tokens == composition.num_tokens
     step([(request, composition.num_tokens - composition.num_cached_tokens)])
     check(request, composition)
 
@@ -73,7 +73,7 @@ def test_heads_of_units_can_be_computed_anew(data: st.DataObject, world: World) 
         lambda name, end: memory.store_head(name, world.units[str(name)], end),
     )
     request = Running(memory, taken, "request")
-    assert request.seats.num_cached_tokens == taken.num_cached_tokens == composition.num_cached_tokens
+    assert request.slot_layout.num_cached_tokens == taken.num_cached_tokens == composition.num_cached_tokens
     step([(request, composition.num_tokens - composition.num_cached_tokens)])
     check(request, composition)
 
@@ -155,7 +155,7 @@ def test_windows_count_the_last_states_in_position_order(
         memory.store(name, unit)
     num_generated = data.draw(st.integers(0, world.block_size))
     request = Running(memory, composition, "request", num_generated)
-    assert request.seats.num_cached_tokens == composition.num_cached_tokens
+    assert request.slot_layout.num_cached_tokens == composition.num_cached_tokens
     for scheduled in cut(data.draw, composition.num_tokens - composition.num_cached_tokens + num_generated):
         step([(request, scheduled)])
     check(request, composition, num_generated)

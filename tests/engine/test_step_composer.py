@@ -7,9 +7,9 @@ import pytest
 
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused
 from vllm_promptcache.blocks.geometry import lay_out_unit
-from vllm_promptcache.blocks.seats import EdgeRows, Seats, take_seats
+from vllm_promptcache.blocks.slot_layout import EdgeRows, SlotLayout, lay_out_slots
 from vllm_promptcache.blocks.unit_key import UnitKey
-from vllm_promptcache.engine.messages import Capture, Seating
+from vllm_promptcache.engine.messages import Admission, Capture
 from vllm_promptcache.engine.step import Batch, Step
 from vllm_promptcache.engine.step_composer import StepComposer
 
@@ -22,14 +22,14 @@ def no_block_is_lost() -> None:
     """There is no engine here."""
 
 
-def seats(*items: Reused | Computed, length: int = 10, first: int = 0) -> Seats:
-    """Seats on one unit of `length` tokens from position `first` on, in blocks of four."""
+def slot_layout(*items: Reused | Computed, length: int = 10, first: int = 0) -> SlotLayout:
+    """SlotLayout on one unit of `length` tokens from position `first` on, in blocks of four."""
     geometry = lay_out_unit(np.arange(first, first + length), np.ones(length, bool), SIZE)
-    return take_seats(Composition(items), {UNIT: geometry}, SIZE, 1000)
+    return lay_out_slots(Composition(items), {UNIT: geometry}, SIZE, 1000)
 
 
-def seating(seated: Seats, capture: Capture | None = None) -> Seating:
-    return Seating(seated, seated.edge_rows, capture)
+def admission(admitted: SlotLayout, capture: Capture | None = None) -> Admission:
+    return Admission(admitted, admitted.edge_rows, capture)
 
 
 def batch(*requests: tuple[str, int, int]) -> Batch:
@@ -43,21 +43,21 @@ def composed(composer: StepComposer, *requests: tuple[str, int, int]) -> Step:
     return step
 
 
-GAP = seats(Reused(UNIT, 0, 10), Computed(50, 3))
-MIDDLE = seats(Computed(0, 2), Reused(UNIT, 0, 10), Computed(50, 3), first=20)
+GAP = slot_layout(Reused(UNIT, 0, 10), Computed(50, 3))
+MIDDLE = slot_layout(Computed(0, 2), Reused(UNIT, 0, 10), Computed(50, 3), first=20)
 
 
 def test_plain_batches_are_none_of_its_business() -> None:
     composer = StepComposer()
     assert composer.is_idle and composer.compose(batch(("plain", 0, 5))) is None
-    composer.seat({"composed": seating(GAP)})
+    composer.admit({"composed": admission(GAP)})
     composer.compose(batch(("composed", 10, 3)))
     assert not composer.is_idle and composer.compose(batch(("plain", 0, 5))) is None
 
 
 def test_a_prompts_positions_and_edge_rows() -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     step = composed(composer, ("plain", 7, 2), ("r", 10, 3))
     assert step.tokens.tolist() == [2, 3, 4] and step.positions.tolist() == [50, 51, 52]
     assert step.shifts is None and step.rows is None and not len(step.moved) and not step.needs_python
@@ -68,19 +68,19 @@ def test_a_prompts_positions_and_edge_rows() -> None:
 
 def test_edge_rows_are_written_once_and_again_after_a_preemption() -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     assert composed(composer, ("r", 10, 2)).edge_rows is not None
     assert composed(composer, ("r", 12, 1)).edge_rows is None
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     assert composed(composer, ("r", 10, 3)).edge_rows is not None
 
 
 def test_who_is_seated_but_not_in_the_batch_is_served_later() -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(GAP), "s": seating(GAP)})
+    composer.admit({"r": admission(GAP), "s": admission(GAP)})
     first, second = composed(composer, ("r", 10, 3)), composed(composer, ("s", 10, 3))
     assert first.edge_rows is not None and second.edge_rows is not None
-    composer.seat({"t": seating(GAP)})
+    composer.admit({"t": admission(GAP)})
     composer.finish(["t", "unknown"])
     assert composer.compose(batch(("plain", 0, 1))) is None
 
@@ -88,7 +88,7 @@ def test_who_is_seated_but_not_in_the_batch_is_served_later() -> None:
 @pytest.mark.parametrize("scheduled", [1, 4])
 def test_generated_tokens_are_shifted_with_drafts_or_without(scheduled: int) -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     composed(composer, ("r", 10, 3))
     step = composed(composer, ("plain", 3, 1), ("r", 13, scheduled))
     assert step.shifts is not None and step.shifts.tolist() == [0, 40]
@@ -98,27 +98,27 @@ def test_generated_tokens_are_shifted_with_drafts_or_without(scheduled: int) -> 
 
 def test_generated_tokens_without_gaps_are_ordinary() -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(seats(Reused(UNIT, 0, 10), Computed(10, 3)))})
+    composer.admit({"r": admission(slot_layout(Reused(UNIT, 0, 10), Computed(10, 3)))})
     composed(composer, ("r", 10, 3))
     assert composer.compose(batch(("r", 13, 1))) is None
 
 
 def test_a_chunk_across_the_prompts_end_after_a_preemption() -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     assert composed(composer, ("r", 11, 5)).positions.tolist() == [51, 52, 53, 54, 55]
 
 
 def test_edge_rows_of_a_request_that_comes_back_past_its_prompt() -> None:
     """What it had computed was found in the cache, but for rows that stand before a part of it."""
     composer = StepComposer()
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     assert composed(composer, ("r", 13, 1)).edge_rows is not None
 
 
 def test_a_run_in_the_middle_is_a_row_with_slots_of_its_own() -> None:
     composer = StepComposer()
-    composer.seat({"r": seating(MIDDLE)})
+    composer.admit({"r": admission(MIDDLE)})
     step = composed(composer, ("plain", 3, 1), ("r", 10, 5))
     assert step.needs_python and step.rows is not None
     assert step.rows.requests.tolist() == [0, 1, 1]
@@ -131,15 +131,15 @@ def test_a_run_in_the_middle_is_a_row_with_slots_of_its_own() -> None:
 
 
 def test_captures_take_their_part_of_a_chunk_and_rows_of_theirs_come_late() -> None:
-    encoder = seats(Computed(0, 6))
+    encoder = slot_layout(Computed(0, 6))
     capture = Capture(UNIT, np.array([40, 41, 42, 43, -1, -1]), np.array([-1, -1, 0, 1, 2, 3]), 4)
     composer = StepComposer()
-    composer.seat({"encoder": seating(encoder, capture)})
+    composer.admit({"encoder": admission(encoder, capture)})
     first = composed(composer, ("encoder", 0, 3))
     (captured,) = first.captures
     assert captured.stored.tolist() == [0, 1, 2] and captured.slots.tolist() == [40, 41, 42]
     assert captured.kept.tolist() == [2] and captured.rows.tolist() == [0]
-    composer.seat({"r": seating(GAP)})
+    composer.admit({"r": admission(GAP)})
     second = composed(composer, ("encoder", 3, 3), ("r", 10, 3))
     assert second.needs_python and second.edge_rows is None and second.late_edge_rows is not None
     (captured,) = second.captures

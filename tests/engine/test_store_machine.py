@@ -152,7 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(num_encoded=st.integers(0, 2))
     def step(self, num_encoded: int) -> None:
-        """A step: some encodings are seated and end in it, and what can be loaded is."""
+        """A step: some encodings are admitted and end in it, and what can be loaded is."""
         written: list[tuple[StoredUnit, str | None]] = []
         for unit in list(self.encoding.values())[:num_encoded]:
             if self._make_room(unit.geometry.num_blocks):

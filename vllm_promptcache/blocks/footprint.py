@@ -47,7 +47,7 @@ def num_edge_tokens(unit: UnitGeometry) -> int:
 
 def blocks_needed(units: Iterable[UnitFootprint], num_private_blocks: int) -> int:
     """What a request on units that are not resident takes at most, with so many blocks of its own: one unit
-    after the other is encoded, and only then is the request seated."""
+    after the other is encoded, and only then is the request admitted."""
     kept = scratch = 0
     for unit in units:
         kept += unit.num_blocks

@@ -123,7 +123,7 @@ def lay_out_unit(
 ) -> UnitGeometry:
     """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
 
-    ``window`` is the most states that a layer's window counts, 0 without windows: see `take_seats`.
+    ``window`` is the most states that a layer's window counts, 0 without windows: see `lay_out_slots`.
     """
     starts, ends = find_pieces(position_ids, kept, breaks)
     lengths = ends - starts

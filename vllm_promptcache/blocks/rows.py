@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.blocks.slot_layout import SlotLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +38,30 @@ class Chunk:
 
     computed: int
     scheduled: int
-    seats: Seats | None
+    slot_layout: SlotLayout | None
 
     @property
     def has_middle_rows(self) -> bool:
         """Whether tokens of rows before the request's last one are among those scheduled."""
-        seats = self.seats
-        return seats is not None and self.computed - seats.num_cached_tokens < seats.row_starts[-1]
+        slot_layout = self.slot_layout
+        return (
+            slot_layout is not None
+            and self.computed - slot_layout.num_cached_tokens < slot_layout.row_starts[-1]
+        )
 
 
 def positions_of(chunk: Chunk) -> NDArray[np.int64]:
     """The positions of a composed request's scheduled tokens; int64, ``(scheduled,)``."""
-    assert chunk.seats is not None
-    seats = chunk.seats
+    assert chunk.slot_layout is not None
+    slot_layout = chunk.slot_layout
     first, end = chunk.computed, chunk.computed + chunk.scheduled
-    prompt_end = min(end, seats.num_prompt_tokens)
-    prompt = seats.positions[first - seats.num_cached_tokens : max(prompt_end - seats.num_cached_tokens, 0)]
+    prompt_end = min(end, slot_layout.num_prompt_tokens)
+    prompt = slot_layout.positions[
+        first - slot_layout.num_cached_tokens : max(prompt_end - slot_layout.num_cached_tokens, 0)
+    ]
     if end == prompt_end:
         return prompt
-    generated = np.arange(max(first, prompt_end), end, dtype=np.int64) + seats.position_shift
+    generated = np.arange(max(first, prompt_end), end, dtype=np.int64) + slot_layout.position_shift
     return np.concatenate((prompt, generated)) if first < prompt_end else generated
 
 
@@ -66,14 +71,14 @@ def moved_tokens(chunk: Chunk) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Both int64: indices within the chunk, and logical slot indices in the request's block table. Tokens
     of the last row always stand at their own index: everything private is before them.
     """
-    assert chunk.seats is not None
-    seats = chunk.seats
-    first = chunk.computed - seats.num_cached_tokens
-    last = min(first + chunk.scheduled, int(seats.row_starts[-1]))
+    assert chunk.slot_layout is not None
+    slot_layout = chunk.slot_layout
+    first = chunk.computed - slot_layout.num_cached_tokens
+    last = min(first + chunk.scheduled, int(slot_layout.row_starts[-1]))
     if first >= last:
         empty = np.empty(0, np.int64)
         return empty, empty
-    logical = seats.num_shared_blocks * seats.block_size + seats.offsets[first:last]
+    logical = slot_layout.num_shared_blocks * slot_layout.block_size + slot_layout.offsets[first:last]
     return np.arange(last - first), logical
 
 
@@ -86,24 +91,24 @@ def split_rows(chunks: Sequence[Chunk]) -> Rows | None:
         if not chunk.has_middle_rows:
             parts.append((request, chunk.scheduled, chunk.computed + chunk.scheduled, 0, 0))
             continue
-        assert chunk.seats is not None
-        parts += [(request, *row) for row in _split_chunk(chunk, chunk.seats)]
+        assert chunk.slot_layout is not None
+        parts += [(request, *row) for row in _split_chunk(chunk, chunk.slot_layout)]
     return Rows(*np.array(parts, np.int64).T)
 
 
-def _split_chunk(chunk: Chunk, seats: Seats) -> list[tuple[int, int, int, int]]:
-    first = chunk.computed - seats.num_cached_tokens
+def _split_chunk(chunk: Chunk, slot_layout: SlotLayout) -> list[tuple[int, int, int, int]]:
+    first = chunk.computed - slot_layout.num_cached_tokens
     end = first + chunk.scheduled
     rows: list[tuple[int, int, int, int]] = []
-    bounds = [*seats.row_starts.tolist(), end]
-    all_shared = seats.num_shared_blocks
-    for index, shared in enumerate(seats.row_shared_blocks.tolist()):
+    bounds = [*slot_layout.row_starts.tolist(), end]
+    all_shared = slot_layout.num_shared_blocks
+    for index, shared in enumerate(slot_layout.row_shared_blocks.tolist()):
         low, high = max(bounds[index], first), min(bounds[index + 1], end)
         if low >= high:
             continue
-        if index == len(seats.row_starts) - 1:
+        if index == len(slot_layout.row_starts) - 1:
             rows.append((high - low, chunk.computed + chunk.scheduled, all_shared, all_shared))
         else:
-            covered = shared * seats.block_size + int(seats.offsets[high - 1]) + 1
+            covered = shared * slot_layout.block_size + int(slot_layout.offsets[high - 1]) + 1
             rows.append((high - low, covered, shared, all_shared))
     return rows

@@ -114,7 +114,7 @@ def composition_from_wire(wire: Mapping[str, Any], keys: Sequence[UnitKey]) -> C
 
     Raises:
         LookupError, TypeError, ValueError: the wire is malformed. Its items are not yet checked against
-            the units: see ``take_seats``.
+            the units: see ``lay_out_slots``.
     """
     flat = wire["items"]
     if not {int}.issuperset(map(type, flat)):

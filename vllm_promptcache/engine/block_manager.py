@@ -18,7 +18,7 @@ from vllm_promptcache.engine.module_store import ModuleStore
 
 
 class PromptCacheBlockManager(KVCacheManager):
-    """Seats composed requests on modules' blocks; everything else is vLLM's.
+    """SlotLayout composed requests on modules' blocks; everything else is vLLM's.
 
     A composed request's table is built once, when it is admitted: shared blocks first, referenced as
     prefix-cache hits are (``BlockPool.touch``), then private blocks from ``allocate_slots``. Private
@@ -28,7 +28,7 @@ class PromptCacheBlockManager(KVCacheManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.newly_seated: list[str] = []
+        self.newly_admitted: list[str] = []
         # Composed requests that the scheduler has tried in this step, in order; some had to be skipped.
         self.tried: list[ComposedRequest] = []
         self.store: ModuleStore
@@ -61,8 +61,8 @@ class PromptCacheBlockManager(KVCacheManager):
         found: list[KVCacheBlock] = []
         if not self.enable_caching or request.skip_reading_prefix_cache:
             return found
-        seats = composed.seats
-        first, limit = seats.num_shared_blocks, int(seats.offsets[-1]) // seats.block_size
+        slot_layout = composed.slot_layout
+        first, limit = slot_layout.num_shared_blocks, int(slot_layout.offsets[-1]) // slot_layout.block_size
         for block_hash in request.block_hashes[first : first + limit]:
             hit = self.block_pool.get_cached_block(block_hash, [0])
             if hit is None:
@@ -79,11 +79,11 @@ class PromptCacheBlockManager(KVCacheManager):
         while True:
             if composed is None:
                 blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
-            elif composed.seated:
+            elif composed.admitted:
                 kwargs["delay_cache_blocks"] = True
                 blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
             else:
-                blocks = self._seat(request, composed, num_new_tokens, kwargs)
+                blocks = self._admit(request, composed, num_new_tokens, kwargs)
             if blocks is not None:
                 break
             drops = drops or self._drop_for(request, composed)
@@ -96,18 +96,18 @@ class PromptCacheBlockManager(KVCacheManager):
                 self.encodings.finish(composed.encoding)
         return blocks
 
-    def _seat(
+    def _admit(
         self, request: Request, composed: ComposedRequest, num_new_tokens: int, kwargs: dict[str, Any]
     ) -> KVCacheBlocks | None:
         """Give a composed request its table, or nothing at all."""
-        seats, resident = composed.seats, self.store.resident
+        slot_layout, resident = composed.slot_layout, self.store.resident
         manager = self.coordinator.single_type_managers[0]
-        held = resident.shared_blocks(seats.shared) + composed.found
+        held = resident.shared_blocks(slot_layout.shared) + composed.found
         self.block_pool.touch(held)
         manager.req_to_blocks[request.request_id].extend(held)
         manager.num_cached_block[request.request_id] = len(held)
         num_tokens = composed.num_found_tokens + num_new_tokens
-        if len(seats.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
+        if len(slot_layout.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
             num_tokens = request.num_tokens
         reserved = kwargs.get("reserved_blocks", 0)
         unit = composed.encoding.unit if composed.encoding is not None else None
@@ -130,17 +130,17 @@ class PromptCacheBlockManager(KVCacheManager):
         if composed.encoding is not None:
             own_blocks = manager.req_to_blocks[request.request_id][len(held) :]
             self.encodings.allocate(composed.encoding, own_blocks)
-        composed.seated = True
-        self.newly_seated.append(request.request_id)
+        composed.admitted = True
+        self.newly_admitted.append(request.request_id)
         return blocks
 
     def free(self, request: Request) -> None:
         """Free a finished or preempted request's blocks and leave its modules' blocks to others."""
         super().free(request)
         composed = self.composed.by_id.get(request.request_id)
-        if composed is None or not composed.seated:
+        if composed is None or not composed.admitted:
             return
-        composed.seated = False
+        composed.admitted = False
         self.store.resident.end_use(composed.composition.unit_keys)
         if composed.encoding is not None:
             self.encodings.interrupt(composed.encoding)
@@ -184,7 +184,7 @@ class PromptCacheBlockManager(KVCacheManager):
         if request.status == RequestStatus.RUNNING:
             yield from self.store.resident.reclaim(set())
             return
-        wanting = [tried for tried in self.tried if not tried.seated]
+        wanting = [tried for tried in self.tried if not tried.admitted]
         if composed is not None and composed.requester_id in self.composed.by_id:
             wanting.append(self.composed.by_id[composed.requester_id])
         yield from self.store.resident.reclaim({key for one in wanting for key in one.composition.unit_keys})

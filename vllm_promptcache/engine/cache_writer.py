@@ -42,10 +42,10 @@ class CacheWriter:
         self.row_store.drop(message.dropped)
         if message.orders is not None:
             self.records.obey(message.orders)
-        for seating in message.seatings.values():
-            if seating.capture is not None:
-                self.row_store.open(seating.capture.unit, seating.capture.num_rows)
-                self.records.begin(seating.capture.recording)
+        for admission in message.admissions.values():
+            if admission.capture is not None:
+                self.row_store.open(admission.capture.unit, admission.capture.num_rows)
+                self.records.begin(admission.capture.recording)
         for load in message.loads:
             self._load(load)
 

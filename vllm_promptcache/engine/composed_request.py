@@ -10,7 +10,7 @@ from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, Reused
 from vllm_promptcache.blocks.heads import whole_units
-from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.blocks.slot_layout import SlotLayout
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.stream_hasher import new_tokens_before
 
@@ -23,12 +23,11 @@ class ComposedRequest:
     """A request whose cached tokens come from units.
 
     ``missing`` are the units that it still waits for, ``encoded`` and ``loaded`` those that began to be
-    encoded, or loaded from records, because it asked for them. ``seated`` is true while the request holds its
-    shared blocks.
-    ``found`` holds the private blocks that the prefix cache had at the last look. ``repaired_ranges`` are
-    the half-open ranges of new tokens that units hold and that a repair has computed anew. ``no_room``
-    says that everything is computed, as its units could never be resident together. ``reported`` is true
-    once the front end knows what was reused.
+    encoded, or loaded from records, because it asked for them. ``admitted`` is true while the request
+    holds its shared blocks. ``found`` holds the private blocks that the prefix cache had at the last
+    look. ``repaired_ranges`` are the half-open ranges of new tokens that units hold and that a repair
+    has computed anew. ``no_room`` says that everything is computed, as its units could never be
+    resident together. ``reported`` is true once the front end knows what was reused.
 
     ``is_encoding`` says that it is one of the scheduler's own; ``encoding`` is what it encodes, until its
     last step is scheduled, and ``requester_id`` the request that it was queued for.
@@ -36,11 +35,11 @@ class ComposedRequest:
 
     request: Request
     composition: Composition
-    seats: Seats
+    slot_layout: SlotLayout
     is_encoding: bool = False
     encoding: Encoding | None = None
     requester_id: str | None = None
-    seated: bool = False
+    admitted: bool = False
     missing: dict[UnitKey, None] = field(default_factory=dict)
     encoded: set[UnitKey] = field(default_factory=set)
     loaded: set[UnitKey] = field(default_factory=set)
@@ -63,15 +62,15 @@ class ComposedRequest:
         num_encoded_units = len(units & whole_units(self.encoded))
         num_loaded_units = len((units & self.loaded) - self.encoded)
         num_encoded = self.num_encoded_tokens
-        num_found = self.num_found_tokens - self.seats.num_cached_tokens
+        num_found = self.num_found_tokens - self.slot_layout.num_cached_tokens
         return {
             "modules_resident": len(units) - num_encoded_units - num_loaded_units,
             "modules_encoded": num_encoded_units,
             "modules_loaded": num_loaded_units,
-            "tokens_reused": self.seats.num_cached_tokens - num_encoded,
+            "tokens_reused": self.slot_layout.num_cached_tokens - num_encoded,
             "tokens_encoded": num_encoded,
             "tokens_found": num_found,
-            "tokens_new": self.seats.num_prompt_tokens - self.num_found_tokens,
+            "tokens_new": self.slot_layout.num_prompt_tokens - self.num_found_tokens,
             "tokens_repaired": sum(
                 max(end - max(start, num_found), 0) for start, end in self.repaired_ranges
             ),
@@ -87,11 +86,11 @@ class ComposedRequest:
     @property
     def num_found_tokens(self) -> int:
         """Tokens that need no computing when the found blocks enter the table."""
-        offset = len(self.found) * self.seats.block_size
-        return self.seats.num_cached_tokens + new_tokens_before(self.seats, offset)
+        offset = len(self.found) * self.slot_layout.block_size
+        return self.slot_layout.num_cached_tokens + new_tokens_before(self.slot_layout, offset)
 
     def is_filled(self, num_computed_tokens: int) -> bool:
         """Whether a count of computed tokens says which slots are filled: not while runs in the middle
         of the stream are still to be computed, as edge rows behind them are counted before them."""
-        middle = int(self.seats.row_starts[-1])
-        return num_computed_tokens >= self.seats.num_cached_tokens + middle
+        middle = int(self.slot_layout.row_starts[-1])
+        return num_computed_tokens >= self.slot_layout.num_cached_tokens + middle

@@ -70,7 +70,7 @@ class ComposedRequests:
     def _lost(self, unit: StoredUnit) -> None:
         for request_id in unit.requesters:
             composed = self.by_id[request_id]
-            if not composed.seated:
+            if not composed.admitted:
                 composed.missing[unit.key] = None
                 self.unserved[request_id] = None
         if unit.residency is Residency.ABSENT:

@@ -13,7 +13,7 @@ from vllm_promptcache import compat
 from vllm_promptcache.blocks.checks import check_text
 from vllm_promptcache.blocks.composition import Composition, compose_encoding
 from vllm_promptcache.blocks.heads import take_from_heads
-from vllm_promptcache.blocks.seats import Seats, take_seats
+from vllm_promptcache.blocks.slot_layout import SlotLayout, lay_out_slots
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import (
     composition_from_wire,
@@ -81,34 +81,34 @@ class Composing:
                 held[key] = self._store.known.hold(key, texts)
             if repaired:
                 composition = self._take_from_heads(composition, held)
-            seats = self._seats(composition, self._max_model_len)
-            has_room = self._has_room(seats, held)
+            slot_layout = self._seats(composition, self._max_model_len)
+            has_room = self._has_room(slot_layout, held)
             if not has_room:
                 composition = composition.without_reuse({k: u.geometry.position_ids for k, u in held.items()})
-                seats, repaired = self._seats(composition, self._max_model_len), ()
+                slot_layout, repaired = self._seats(composition, self._max_model_len), ()
                 while held:
                     self._store.known.release(held.popitem()[0])
             # Positions run out before tokens do: there generation ends, with reason "length".
-            request.max_tokens = min(request.max_tokens, self._max_model_len - seats.next_position)
+            request.max_tokens = min(request.max_tokens, self._max_model_len - slot_layout.next_position)
             hasher = None
             if self._plain_hash is not None:
-                hasher = StreamHasher(composition, seats, adapter, tenant, self._plain_hash)
+                hasher = StreamHasher(composition, slot_layout, adapter, tenant, self._plain_hash)
             _reorder(request, composition, hasher)
         except (LookupError, TypeError, ValueError):
             for key in held:
                 self._store.known.release(key)
             raise
         no_room = not has_room or bool(wire.get("no_room"))
-        return ComposedRequest(request, composition, seats, repaired_ranges=repaired, no_room=no_room)
+        return ComposedRequest(request, composition, slot_layout, repaired_ranges=repaired, no_room=no_room)
 
-    def _has_room(self, seats: Seats, held: Mapping[UnitKey, StoredUnit]) -> bool:
+    def _has_room(self, slot_layout: SlotLayout, held: Mapping[UnitKey, StoredUnit]) -> bool:
         """Whether a request could run on its units. What vLLM runs as a plain prompt runs here too: without
         them, if need be."""
-        num_blocks = -(-seats.num_prompt_tokens // self._store.block_size)
+        num_blocks = -(-slot_layout.num_prompt_tokens // self._store.block_size)
         known = self._store.known
         units = dict.fromkeys([*held.values(), *(known[key] for u in held.values() for key in u.context)])
         try:
-            self._store.pins.check_room(units, num_blocks - seats.num_shared_blocks)
+            self._store.pins.check_room(units, num_blocks - slot_layout.num_shared_blocks)
         except NoRoomError:
             return False
         return True
@@ -137,14 +137,16 @@ class Composing:
         for key in composition.unit_keys:
             self._store.known.hold(key, {})
         # Its one generated token is thrown away and needs no position.
-        seats = self._seats(composition, self._max_model_len + 1)
+        slot_layout = self._seats(composition, self._max_model_len + 1)
         _reorder(request, composition, None)
         requester_id = waiting.request_id if waiting is not None else None
-        return ComposedRequest(request, composition, seats, is_encoding=True, requester_id=requester_id)
+        return ComposedRequest(request, composition, slot_layout, is_encoding=True, requester_id=requester_id)
 
-    def _seats(self, composition: Composition, num_positions: int) -> Seats:
+    def _seats(self, composition: Composition, num_positions: int) -> SlotLayout:
         geometries = {key: self._store.known[key].geometry for key in composition.unit_keys}
-        return take_seats(composition, geometries, self._store.block_size, num_positions, self._store.window)
+        return lay_out_slots(
+            composition, geometries, self._store.block_size, num_positions, self._store.window
+        )
 
     def _take_from_heads(self, composition: Composition, held: dict[UnitKey, StoredUnit]) -> Composition:
         """The composition with heads where ranges begin inside a block; ``held`` are its units then."""

@@ -1,4 +1,4 @@
-"""What model runners of both generations share: seats taken, layers found, a step's effects taken back."""
+"""What model runners of both generations share: slots taken, layers found, a step's effects taken back."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ComposingRunner:
         message = compat.message_of(scheduler_output)
         if message is not None:
             self._cache_writer.take(message)
-            self._composer.seat(message.seatings)
+            self._composer.admit(message.admissions)
 
     def _needs_python(self) -> bool:
         return self._step is not None and self._step.needs_python

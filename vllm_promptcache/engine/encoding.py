@@ -10,7 +10,7 @@
 QUEUED: a request of the scheduler's own waits in vLLM's queue; the unit has no blocks.
 RUNNING: the request has its table and the unit its blocks; chunk by chunk the workers write its states.
 WRITTEN: the step that is being scheduled writes the last of them. The unit is resident and others may be
-seated on it in the same step; the encoding uses it until that step is on its way.
+admitted on it in the same step; the encoding uses it until that step is on its way.
 """
 
 from __future__ import annotations

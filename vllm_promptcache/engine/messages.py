@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_promptcache.blocks.seats import EdgeRows, Seats
+from vllm_promptcache.blocks.slot_layout import EdgeRows, SlotLayout
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.records.catalog import Orders
 
@@ -60,26 +60,26 @@ class Load:
 
 
 @dataclass(frozen=True, eq=False)
-class Seating:
-    """A composed request takes its seats, at first or again after a preemption.
+class Admission:
+    """A composed request takes its slots, at first or again after a preemption.
 
     ``edge_rows`` are those to write: blocks found in the cache hold theirs already.
     """
 
-    seats: Seats
+    slot_layout: SlotLayout
     edge_rows: tuple[EdgeRows, ...]
     capture: Capture | None = None
 
 
 @dataclass(frozen=True)
 class StepMessage:
-    """Sent with a step: requests seated in it, units whose edge rows nobody will ask for again, units to load
-    before it, and what becomes of records."""
+    """Sent with a step: requests admitted in it, units whose edge rows nobody will ask for again,
+    units to load before it, and what becomes of records."""
 
-    seatings: dict[str, Seating] = field(default_factory=dict)
+    admissions: dict[str, Admission] = field(default_factory=dict)
     dropped: tuple[UnitKey, ...] = ()
     loads: tuple[Load, ...] = ()
     orders: Orders | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.seatings or self.dropped or self.loads or self.orders)
+        return bool(self.admissions or self.dropped or self.loads or self.orders)

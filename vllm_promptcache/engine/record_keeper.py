@@ -27,7 +27,7 @@ class RecordKeeper:
         self._to_write: list[RecordHeader] = []
 
     def begin(self, recording: Recording | None) -> None:
-        """A request that keeps a record takes its seats."""
+        """A request that keeps a record takes its slots."""
         if recording is not None:
             self.rows.open(recording.record, recording.num_rows)
 

@@ -38,7 +38,7 @@ class Recordings:
             del self._planned[name]
 
     def begin(self, unit: StoredUnit, num_context_tokens: int) -> Recording | None:
-        """A unit's encoding takes its seats, at first or again: what is kept of it."""
+        """A unit's encoding takes its slots, at first or again: what is kept of it."""
         kept = unit.text.kept
         if unit.key.part != WHOLE or not self.catalog.is_open or not kept.any():
             return None

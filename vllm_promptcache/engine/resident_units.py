@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from vllm_promptcache.blocks.seats import SharedBlocks
+from vllm_promptcache.blocks.slot_layout import SharedBlocks
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.eviction import EvictionPolicy
 from vllm_promptcache.engine.known_units import KnownUnits
@@ -87,7 +87,7 @@ class ResidentUnits:
         assert unit.has_states
         if unit.residency is Residency.RESIDENT:  # in the step that would have finished it
             unit.users -= 1
-            assert not unit.users, "a request was seated on a unit whose encoding was taken back"
+            assert not unit.users, "a request was admitted on a unit whose encoding was taken back"
             unit.residency = Residency.ENCODING
             self.num_resident -= 1
             self.num_encoding += 1

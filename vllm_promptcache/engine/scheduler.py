@@ -20,6 +20,7 @@ from vllm_promptcache import compat
 from vllm_promptcache.blocks.wire import EXTRA_ARG
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.engine import models
+from vllm_promptcache.engine.admission import admission_of
 from vllm_promptcache.engine.block_manager import PromptCacheBlockManager
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composing import Composing, just_before
@@ -31,13 +32,12 @@ from vllm_promptcache.engine.module_control import ModuleControl
 from vllm_promptcache.engine.record_settings import open_catalog
 from vllm_promptcache.engine.recording import Recordings
 from vllm_promptcache.engine.residence import Residence
-from vllm_promptcache.engine.seating import seating_of
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 from vllm_promptcache.engine.usage import Usage
 
 logger = init_logger(__name__)
 
-# Encoded at once though no request waits: few, so that others find seats and blocks.
+# Encoded at once though no request waits: few, so that others find slots and blocks.
 MAX_BACKGROUND_UNITS = 16
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class PromptCacheScheduling(Base):
     # -- steps -----------------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Schedule a step and tell the workers who was seated in it."""
+        """Schedule a step and tell the workers who was admitted in it."""
         self._expiry.look()
         self.residence.serve_waiting(self.waiting)
         manager = self.kv_cache_manager
@@ -177,15 +177,15 @@ class PromptCacheScheduling(Base):
     def _tell_workers(self, output: SchedulerOutput) -> None:
         """Send with a step what its workers are to do beside it; from here on that counts as done."""
         manager, by_id = self.kv_cache_manager, self.composed.by_id
-        seated, manager.newly_seated = manager.newly_seated, []
-        seatings = {name: seating_of(by_id[name], self.store, self.recordings) for name in seated}
+        admitted, manager.newly_admitted = manager.newly_admitted, []
+        admissions = {name: admission_of(by_id[name], self.store, self.recordings) for name in admitted}
         scheduled = [by_id[name].encoding for name in output.num_scheduled_tokens if name in by_id]
         written = [one for one in scheduled if one is not None and one.stage is Stage.WRITTEN]
         for encoding in written:
             self.recordings.complete(encoding.unit)
         loads = self.loads.take_loads()
         orders = self.records.take_orders()
-        message = StepMessage(seatings, self.store.resident.take_dropped(), loads, orders)
+        message = StepMessage(admissions, self.store.resident.take_dropped(), loads, orders)
         if message:
             compat.attach_message(output, message)
         for encoding in written:

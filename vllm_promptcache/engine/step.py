@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.rows import Rows
-from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.slot_layout import EdgeRows
 from vllm_promptcache.blocks.unit_key import UnitKey
 
 NO_TOKENS = np.empty(0, np.int64)

@@ -11,7 +11,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused
-from vllm_promptcache.blocks.seats import Seats
+from vllm_promptcache.blocks.slot_layout import SlotLayout
 
 HASH_SIZE = 32
 
@@ -31,14 +31,19 @@ class StreamHasher:
     """
 
     def __init__(
-        self, composition: Composition, seats: Seats, adapter: Any, tenant: Any, plain_hash: PlainHash
+        self,
+        composition: Composition,
+        slot_layout: SlotLayout,
+        adapter: Any,
+        tenant: Any,
+        plain_hash: PlainHash,
     ):
-        self._seats = seats
+        self._seats = slot_layout
         self._seed = repr((adapter, tenant)).encode()
         self._plain_hash = plain_hash
         self._events = [
             (offset, _described(item, offset))
-            for item, offset in zip(composition.items, seats.item_offsets, strict=True)
+            for item, offset in zip(composition.items, slot_layout.item_offsets, strict=True)
         ]
         self._next_event = 0
         first = composition.items[0]
@@ -49,8 +54,8 @@ class StreamHasher:
 
     def __call__(self, request: Request) -> list[BlockHash]:
         """Hashes of the blocks that became full since the last call; shared blocks have none (``b""``)."""
-        seats, hashes = self._seats, request.block_hashes
-        shared, size = seats.num_shared_blocks, seats.block_size
+        slot_layout, hashes = self._seats, request.block_hashes
+        shared, size = slot_layout.num_shared_blocks, slot_layout.block_size
         if not hashes:
             self._next_event = 0
         new: list[BlockHash] = [BlockHash(b"")] * max(shared - len(hashes), 0)
@@ -77,9 +82,9 @@ class StreamHasher:
         return b"".join(parts)
 
     def _new_tokens_in(self, block: int, request: Request) -> Sequence[int]:
-        seats = self._seats
-        low, high = (new_tokens_before(seats, (block + i) * seats.block_size) for i in (0, 1))
-        first = seats.num_cached_tokens
+        slot_layout = self._seats
+        low, high = (new_tokens_before(slot_layout, (block + i) * slot_layout.block_size) for i in (0, 1))
+        first = slot_layout.num_cached_tokens
         return request.all_token_ids[first + low : first + high]
 
 
@@ -90,11 +95,11 @@ def _described(item: Reused | Computed, offset: int) -> bytes:
     return f"{key.digest} {key.position} {key.part} {offset} {item.start} {item.end};".encode()
 
 
-def new_tokens_before(seats: Seats, offset: int) -> int:
+def new_tokens_before(slot_layout: SlotLayout, offset: int) -> int:
     """How many new tokens stand before a stream offset; generated ones follow the prompt's."""
-    if offset <= seats.offsets[0]:
+    if offset <= slot_layout.offsets[0]:
         return 0
-    last = int(seats.offsets[-1])
+    last = int(slot_layout.offsets[-1])
     if offset > last:
-        return len(seats.offsets) + offset - last - 1
-    return int(seats.offsets.searchsorted(offset))
+        return len(slot_layout.offsets) + offset - last - 1
+    return int(slot_layout.offsets.searchsorted(offset))

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 
-from vllm_promptcache.blocks.seats import EdgeRows
+from vllm_promptcache.blocks.slot_layout import EdgeRows
 from vllm_promptcache.records.packing import pack, unpack
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -1,22 +1,22 @@
-"""What the workers are told of a request that takes its seats."""
+"""What the workers are told of a request that takes its slots."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from vllm_promptcache import compat
-from vllm_promptcache.blocks.seats import edge_rows_from
+from vllm_promptcache.blocks.slot_layout import edge_rows_from
 from vllm_promptcache.engine.composed_request import ComposedRequest
-from vllm_promptcache.engine.messages import Capture, Seating
+from vllm_promptcache.engine.messages import Admission, Capture
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.recording import Recordings
 
 
-def seating_of(composed: ComposedRequest, store: ModuleStore, recordings: Recordings) -> Seating:
-    """A request's seats, the edge rows to write into them, and what is kept of what it computes."""
-    edge_rows = edge_rows_from(composed.seats, len(composed.found) * composed.seats.block_size)
+def admission_of(composed: ComposedRequest, store: ModuleStore, recordings: Recordings) -> Admission:
+    """A request's slot layout, the edge rows to write into them, and what is kept of what it computes."""
+    edge_rows = edge_rows_from(composed.slot_layout, len(composed.found) * composed.slot_layout.block_size)
     if composed.encoding is None:
-        return Seating(composed.seats, edge_rows)
+        return Admission(composed.slot_layout, edge_rows)
     unit = composed.encoding.unit
     slots = compat.physical_slots(unit.geometry.slots, unit.blocks, store.block_size)
     if unit.footprint.is_in_place:  # written where they are computed
@@ -29,4 +29,4 @@ def seating_of(composed: ComposedRequest, store: ModuleStore, recordings: Record
         unit.key.position - unit.origin,
         recordings.begin(unit, composed.composition.num_cached_tokens),
     )
-    return Seating(composed.seats, edge_rows, capture)
+    return Admission(composed.slot_layout, edge_rows, capture)

@@ -1,4 +1,4 @@
-"""Seats: where each token of a composed request stands in its block table.
+"""SlotLayout: where each token of a composed request stands in its block table.
 
 A request's block table is its *shared* blocks, whole blocks of the units it reuses in position order,
 followed by its *private* blocks. Keys carry their rotation, so attention does not care about the order
@@ -40,7 +40,7 @@ class EdgeRows(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Seats:
+class SlotLayout:
     """A composed request's tokens in blocks, stream and rows.
 
     ``positions`` and ``offsets`` (int64, ``(new tokens,)``) are a new token's position and its place in
@@ -73,13 +73,13 @@ class Seats:
         return self.next_position - self.num_prompt_tokens
 
 
-def take_seats(
+def lay_out_slots(
     composition: Composition,
     units: Mapping[UnitKey, UnitGeometry],
     block_size: int,
     num_positions: int,
     window: int = 0,
-) -> Seats:
+) -> SlotLayout:
     """Seat a composition over units laid out for ``block_size``, and check that it is one.
 
     A window counts states back from a token's own by their index in its row's table. Only the stream is in
@@ -127,7 +127,7 @@ def take_seats(
     if not composition.items or isinstance(composition.items[-1], Reused):
         raise ValueError("the last token of a composed prompt must be computed")
     num_cached = num_shared * block_size + num_rows
-    return Seats(
+    return SlotLayout(
         block_size,
         tuple(shared),
         tuple(edges),
@@ -168,12 +168,12 @@ def _next_position(
     return position
 
 
-def edge_rows_from(seats: Seats, offset: int) -> tuple[EdgeRows, ...]:
+def edge_rows_from(slot_layout: SlotLayout, offset: int) -> tuple[EdgeRows, ...]:
     """The edge rows that stand at or after a stream offset; a range across it is cut."""
     if not offset:
-        return seats.edge_rows
+        return slot_layout.edge_rows
     after: list[EdgeRows] = []
-    for rows in reversed(seats.edge_rows):  # those behind an offset are mostly few
+    for rows in reversed(slot_layout.edge_rows):  # those behind an offset are mostly few
         unit, start, end, first = rows
         if first + end - start <= offset:
             break
