@@ -19,11 +19,11 @@ from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.composer import ComposedPrompt
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.conversation import read_turns
 from vllm_promptcache.frontend.describe import details
 from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.loading import wait_until_encoded
 from vllm_promptcache.frontend.marked import MarkingRenderer
 from vllm_promptcache.frontend.marks import seconds_of
@@ -62,7 +62,9 @@ class LLM(vllm.LLM):
         encoder = open_encoder(self.renderer, self.chat_template)
         schemas = load_schema_files(config.schemas, config)
         self._prompt_cache = run_sync(
-            open_service(OfflineEngineLink(self.llm_engine), self.llm_engine.vllm_config, encoder, schemas)
+            open_service(
+                OfflineEngineConnection(self.llm_engine), self.llm_engine.vllm_config, encoder, schemas
+            )
         )
 
     # -- schemas ---------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ class LLM(vllm.LLM):
         return outputs
 
 
-class OfflineEngineLink:
+class OfflineEngineConnection:
     """Calls to an engine that `vllm.LLM` has made, in this process or in one of its own."""
 
     def __init__(self, llm_engine: Any) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler's own store and control behind a link, without a model: encoding is done at once."""
+"""The scheduler's own store and control behind a connection, without a model: encoding is done at once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import Composer
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.documents import LayoutBuilder
-from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.marked import MarkComposer
 from vllm_promptcache.frontend.pools import PoolRegistry
 from vllm_promptcache.frontend.registry import SchemaRegistry
@@ -34,8 +34,8 @@ BLOCK_SIZE = 16
 MAX_MODEL_LEN = 1024
 
 
-class StoreLink:
-    """A link to a block pool of `num_blocks`, of which `pin_limit` may be pinned."""
+class StoreConnection:
+    """A connection to a block pool of `num_blocks`, of which `pin_limit` may be pinned."""
 
     def __init__(self, num_blocks: int = 200, pin_limit: int = 20, link_tokens: int = 0) -> None:
         self.pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=BLOCK_SIZE)
@@ -74,14 +74,14 @@ class StoreLink:
 
 
 class FrontEnd:
-    """A registry and a composer over a `StoreLink`, called as a script calls them."""
+    """A registry and a composer over a `StoreConnection`, called as a script calls them."""
 
-    def __init__(self, link: StoreLink | None = None, **settings: Any) -> None:
-        self.link = link or StoreLink()
+    def __init__(self, connection: StoreConnection | None = None, **settings: Any) -> None:
+        self.connection = connection or StoreConnection()
         self.config = PromptCacheConfig(**settings)
         encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
         builder = LayoutBuilder(encoder, MAX_MODEL_LEN, self.config)
-        self.registry = SchemaRegistry(self.link, builder, self.config.max_schemas)
+        self.registry = SchemaRegistry(self.connection, builder, self.config.max_schemas, None)
         self.composer = Composer(
             self.registry,
             Capacity.from_stats(run_sync(self.registry.stats())),
@@ -91,7 +91,7 @@ class FrontEnd:
 
         self.pools = PoolRegistry(self.registry, self.config.max_pool_members)
         self.marks = MarkComposer(
-            self.link,
+            self.connection,
             encoder,
             Capacity.from_stats(run_sync(self.registry.stats())),
             MAX_MODEL_LEN,
@@ -129,10 +129,10 @@ def nothing_changes(front_end: FrontEnd) -> Iterator[None]:
 
 
 def _state(front_end: FrontEnd) -> Any:
-    link, registry = front_end.link, front_end.registry
+    connection, registry = front_end.connection, front_end.registry
     return (
         {name: (entry, set(entry.pinned), entry.is_defined) for name, entry in registry.entries.items()},
         dict(registry.layouts),
-        dict(link.catalog._holders),
-        {key: unit.pinned for key, unit in link.store.known.by_key.items() if unit.pinned},
+        dict(connection.catalog._holders),
+        {key: unit.pinned for key, unit in connection.store.known.by_key.items() if unit.pinned},
     )

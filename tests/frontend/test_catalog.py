@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.byte_tokenizer import CHATML, byte_tokenizer
-from tests.frontend.support import MAX_MODEL_LEN, StoreLink, schema
+from tests.frontend.support import MAX_MODEL_LEN, StoreConnection, schema
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.frontend.catalog import Catalog
 from vllm_promptcache.frontend.documents import LayoutBuilder
@@ -30,39 +30,39 @@ def open_catalog(tmp_path: Path) -> Iterator[Callable[[str], Catalog]]:
 
 @pytest.fixture
 def registry(open_catalog: Callable[[str], Catalog]) -> Callable[..., SchemaRegistry]:
-    def make(link: StoreLink, run: str = "run") -> SchemaRegistry:
+    def make(connection: StoreConnection, run: str = "run") -> SchemaRegistry:
         encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
         builder = LayoutBuilder(encoder, MAX_MODEL_LEN, PromptCacheConfig())
-        return SchemaRegistry(link, builder, 3, open_catalog(run))
+        return SchemaRegistry(connection, builder, 3, open_catalog(run))
 
     return make
 
 
 def test_what_one_registers_the_other_knows(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        link = StoreLink()
-        one, two = registry(link), registry(link)
+        connection = StoreConnection()
+        one, two = registry(connection), registry(connection)
         await one.register(TRAVEL, pin=True)
         await two.catch_up()
         assert two["travel"].layout.digest == one["travel"].layout.digest
         assert two["travel"].pinned == one["travel"].pinned and two["travel"].is_defined
         # The engine was told once.
-        assert link.calls.count("define") == 1
+        assert connection.calls.count("define") == 1
         assert (await two.register(TRAVEL)).is_new is False
         await two.remove("travel")
         await one.catch_up()
         assert not one.entries and not one.layouts
         with pytest.raises(RefusedError):
             await one.remove("travel")
-        assert not link.catalog._holders
+        assert not connection.catalog._holders
 
     asyncio.run(go())
 
 
 def test_versions_follow_each_other(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        link = StoreLink()
-        one, two = registry(link), registry(link)
+        connection = StoreConnection()
+        one, two = registry(connection), registry(connection)
         await one.register(TRAVEL)
         await two.catch_up()
         old = two["travel"]
@@ -79,8 +79,8 @@ def test_versions_follow_each_other(registry: Callable[..., SchemaRegistry]) -> 
 
 def test_changes_at_once_are_one_after_the_other(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        link = StoreLink()
-        fronts = [registry(link) for _ in range(3)]
+        connection = StoreConnection()
+        fronts = [registry(connection) for _ in range(3)]
         changes = [front.register(schema(f"s{i}", m="x" * 20)) for i, front in enumerate(fronts)]
         await asyncio.gather(*changes)
         with pytest.raises(RefusedError, match="max_schemas"):
@@ -94,8 +94,8 @@ def test_changes_at_once_are_one_after_the_other(registry: Callable[..., SchemaR
 
 def test_nothing_is_read_where_nothing_has_changed(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        link = StoreLink()
-        one, two = registry(link), registry(link)
+        connection = StoreConnection()
+        one, two = registry(connection), registry(connection)
         await one.register(TRAVEL)
         await two.catch_up()
         entry = two["travel"]
@@ -108,12 +108,12 @@ def test_nothing_is_read_where_nothing_has_changed(registry: Callable[..., Schem
 
 def test_engines_that_start_again_are_told_once(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        await registry(StoreLink()).register(TRAVEL, pin=True)
-        link = StoreLink()
-        one, two = registry(link, "next"), registry(link, "next")
+        await registry(StoreConnection()).register(TRAVEL, pin=True)
+        connection = StoreConnection()
+        one, two = registry(connection, "next"), registry(connection, "next")
         await one.open()
         await two.open()
-        assert link.calls == ["define", "pin"]
+        assert connection.calls == ["define", "pin"]
         assert two["travel"].is_pinned
 
     asyncio.run(go())
@@ -138,7 +138,7 @@ def test_a_front_end_that_dies_holds_up_nobody(
     assert held.wait(300)
 
     async def go() -> None:
-        change = asyncio.create_task(registry(StoreLink()).register(TRAVEL))
+        change = asyncio.create_task(registry(StoreConnection()).register(TRAVEL))
         await asyncio.sleep(0.05)
         assert not change.done()
         other.kill()
@@ -150,18 +150,18 @@ def test_a_front_end_that_dies_holds_up_nobody(
 
 def test_what_is_registered_outlives_the_server(registry: Callable[..., SchemaRegistry]) -> None:
     async def go() -> None:
-        first = registry(StoreLink(), "run 1")
+        first = registry(StoreConnection(), "run 1")
         await first.register(TRAVEL, pin=True)
         await first.register(schema("operators", sea="the sea " * 10), source="operators.pml", pin=True)
-        link = StoreLink()
-        again = registry(link, "run 2")
+        connection = StoreConnection()
+        again = registry(connection, "run 2")
         await again.open()
         # What the operator starts a server with is not remembered: the next one says it itself.
         assert set(again.entries) == {"travel"}
         assert again["travel"].pinned == first["travel"].pinned
-        assert link.calls.count("pin") == 1
+        assert connection.calls.count("pin") == 1
         await again.remove("travel")
-        once_more = registry(StoreLink(), "run 3")
+        once_more = registry(StoreConnection(), "run 3")
         await once_more.open()
         assert not once_more.entries
 
@@ -172,11 +172,11 @@ def test_what_does_not_fit_any_more_goes(
     registry: Callable[..., SchemaRegistry], open_catalog: Callable[[str], Catalog]
 ) -> None:
     async def go() -> None:
-        await registry(StoreLink(), "run 1").register(TRAVEL)
+        await registry(StoreConnection(), "run 1").register(TRAVEL)
         catalog = open_catalog("by hand")
         said = catalog.entries("schema")["travel"]
         catalog.put("schema", {"garbage": {**said, "schema": {"node": "SchemaNode"}}})
-        again = registry(StoreLink(), "run 2")
+        again = registry(StoreConnection(), "run 2")
         await again.open()
         assert set(again.entries) == {"travel"}
         assert set(catalog.entries("schema")) == {"travel"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.byte_tokenizer import byte_tokenizer, plan_lines
-from tests.frontend.support import MAX_MODEL_LEN, FrontEnd, StoreLink, schema
+from tests.frontend.support import MAX_MODEL_LEN, FrontEnd, StoreConnection, schema
 from vllm_promptcache.blocks.wire import composition_from_wire, keys_from_wire
 from vllm_promptcache.contract.repair import FULL, NONE, Repair
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.composer import ComposedPrompt, Turns
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.options import PromptOptions
 
 TRAVEL = schema("travel", sea="by the sea. ", snow="in the snow. ")
@@ -168,7 +168,7 @@ def test_generation_ends_where_positions_run_out(front_end: FrontEnd) -> None:
 
 
 def test_blocks_that_link_tokens_cut_are_private() -> None:
-    front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
+    front_end = FrontEnd(StoreConnection(num_blocks=40, pin_limit=20))
     front_end.register(schema("s", m="m" * 70, n="n" * 70))
     # A block of each of two is shared no more, and of one none.
     pml = "<prompt schema='s'><m/><n/></prompt>"
@@ -181,7 +181,7 @@ def test_blocks_that_link_tokens_cut_are_private() -> None:
 
 
 def test_generation_ends_where_blocks_run_out() -> None:
-    front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
+    front_end = FrontEnd(StoreConnection(num_blocks=40, pin_limit=20))
     front_end.register(schema("s", m="m" * 100))
     pml = "<prompt schema='s'><m/></prompt>"
     # 20 blocks cannot be pinned away; 6 hold the module, whose last 4 tokens are copied beside 10 new.
@@ -196,7 +196,7 @@ def test_generation_ends_where_blocks_run_out() -> None:
 
 def test_what_the_cache_has_no_room_to_reuse_is_computed() -> None:
     """170 tokens fill 10 blocks, and encoding them takes 11 more: as a plain prompt they fit in 20."""
-    front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
+    front_end = FrontEnd(StoreConnection(num_blocks=40, pin_limit=20))
     front_end.register(schema("s", m="m" * 170), schema("alone", m="m" * 170).replace(">alone<", "><"))
     (prompt,) = text(front_end, "<prompt schema='s'><m/></prompt>", "x")
     assert prompt.no_room and prompt.to_wire()["no_room"]
@@ -209,7 +209,7 @@ def test_what_the_cache_has_no_room_to_reuse_is_computed() -> None:
 
 def test_a_prompt_that_could_never_be_admitted_is_refused() -> None:
     """320 tokens leave no block to write in, whether reused or computed."""
-    front_end = FrontEnd(StoreLink(num_blocks=40, pin_limit=20))
+    front_end = FrontEnd(StoreConnection(num_blocks=40, pin_limit=20))
     front_end.register(schema("s", m="m" * 320))
     with pytest.raises(RefusedError, match="KV blocks"):
         text(front_end, "<prompt schema='s'><m/></prompt>", "x")

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.byte_tokenizer import CHATML, byte_tokenizer
-from tests.frontend.support import FrontEnd, StoreLink
+from tests.frontend.support import FrontEnd, StoreConnection
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import Composer, Turns
+from vllm_promptcache.frontend.connection import SMALL_CHARACTERS
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import SMALL_CHARACTERS
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.layout.encoder import TextEncoder
@@ -32,7 +32,7 @@ MAX_CHARACTERS = 4 * SMALL_CHARACTERS
 NUM_MODULES = 2000
 
 
-class ThreadedLink(StoreLink):
+class ThreadedConnection(StoreConnection):
     """As a server's: long work runs in a thread."""
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -60,9 +60,9 @@ class Loop:
 
     def __init__(self) -> None:
         self.tokenizer = CountingTokenizer()
-        self.link = ThreadedLink(num_blocks=100_000, pin_limit=1000)
+        self.connection = ThreadedConnection(num_blocks=100_000, pin_limit=1000)
         builder = LayoutBuilder(TextEncoder(self.tokenizer), 60_000, PromptCacheConfig())
-        self.registry = SchemaRegistry(self.link, builder, 1000)
+        self.registry = SchemaRegistry(self.connection, builder, 1000, None)
         self.composer = Composer(self.registry, Capacity(16, 100_000))
         self.num_calls = 0
         self.num_characters = 0
@@ -180,7 +180,7 @@ def test_small_requests_need_no_thread() -> None:
         threads.append("run")
         return function()
 
-    loop.link.run = run  # type: ignore[method-assign,assignment]
+    loop.connection.run = run  # type: ignore[method-assign,assignment]
     loop.run(texts("<prompt schema='small'><m/></prompt>", "x" * 1000)(loop.composer))
     loop.run(chat("<prompt schema='small'><m/></prompt>", "x" * 1000)(loop.composer))
     assert threads == []

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontend.support import FrontEnd, StoreLink, schema
+from tests.frontend.support import FrontEnd, StoreConnection, schema
 from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import PMLError
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.documents import load_schema_files
-from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.loading import load_and_pin
 from vllm_promptcache.pml.limits import Limits
 
@@ -57,7 +57,7 @@ def test_schemas_are_encoded_and_pinned_and_one_too_large_is_served_unpinned(
 ) -> None:
     (tmp_path / "1.pml").write_text(schema("small", m="m" * 64))
     (tmp_path / "2.pml").write_text(schema("large", m="m" * 640))
-    front_end = FrontEnd(StoreLink(pin_limit=20))
+    front_end = FrontEnd(StoreConnection(pin_limit=20))
     logger = logging.getLogger("vllm.promptcache")
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.INFO, "vllm.promptcache"):

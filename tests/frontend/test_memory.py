@@ -12,9 +12,9 @@ from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import Composer, Turns
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.documents import LayoutBuilder, RequestDocument
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.memory import MAX_REMEMBERED_BYTES, DocumentMemory
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.registry import SchemaRegistry
@@ -56,7 +56,7 @@ class Held:
         self.config = PromptCacheConfig()
         encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
         self.builder = LayoutBuilder(encoder, 100_000, self.config)
-        registry = SchemaRegistry(FrontEnd().link, self.builder, self.config.max_schemas)
+        registry = SchemaRegistry(FrontEnd().connection, self.builder, self.config.max_schemas, None)
         self.composer = Composer(registry, Capacity(16, 100_000))
 
     def compose(self, pml: str, text: str = "Go", **given: Any) -> Any:

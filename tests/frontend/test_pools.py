@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.frontend.support import FrontEnd, StoreLink
+from tests.frontend.support import FrontEnd, StoreConnection
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.errors import PMLError
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.describe import details
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import run_sync
 from vllm_promptcache.frontend.members import NewMember, first_members
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.pools import Put
@@ -59,17 +59,17 @@ def test_members_are_registered_and_used(desk: FrontEnd) -> None:
 
 
 def test_what_the_engine_knows_ends_with_the_last_name(desk: FrontEnd) -> None:
-    before = dict(desk.link.catalog._holders)
+    before = dict(desk.connection.catalog._holders)
     put(desk, NewMember("a", A), NewMember("same", A), NewMember("b", B))
     put(desk, NewMember("a", B), NewMember("b", B))
-    assert sorted(desk.link.catalog._holders.values()).count(2) == 1
+    assert sorted(desk.connection.catalog._holders.values()).count(2) == 1
     for name in ("a", "same", "b"):
         run_sync(desk.pools.remove("desk", "passages", name))
-    assert desk.link.catalog._holders == before
+    assert desk.connection.catalog._holders == before
     put(desk, NewMember("a", A, pin=True))
     run_sync(desk.registry.remove("desk"))
-    assert desk.link.catalog._holders == {}
-    assert not any(unit.pinned for unit in desk.link.store.known.by_key.values())
+    assert desk.connection.catalog._holders == {}
+    assert not any(unit.pinned for unit in desk.connection.store.known.by_key.values())
 
 
 def test_each_member_is_refused_for_itself(desk: FrontEnd) -> None:
@@ -102,7 +102,7 @@ def test_not_more_than_are_allowed() -> None:
 
 
 def test_pins_are_bounded_and_end() -> None:
-    front_end = FrontEnd(StoreLink(pin_limit=4))
+    front_end = FrontEnd(StoreConnection(pin_limit=4))
     front_end.register(DESK)
     (first,) = put(front_end, NewMember("a", A, ttl=60, pin=True))
     assert first.error is None
@@ -121,7 +121,7 @@ def test_pins_are_bounded_and_end() -> None:
     run_sync(front_end.pools.drop_expired())
     assert not member.is_pinned
     assert front_end.registry["desk"].pinned == set()
-    assert not any(unit.pinned for unit in front_end.link.store.known.by_key.values())
+    assert not any(unit.pinned for unit in front_end.connection.store.known.by_key.values())
 
 
 def test_a_new_version_of_the_schema_keeps_members(desk: FrontEnd) -> None:
@@ -130,7 +130,7 @@ def test_a_new_version_of_the_schema_keeps_members(desk: FrontEnd) -> None:
     assert reused(desk, "b", "a") == ["desk/passages/b", "desk/passages/a"]
     member = desk.pools.member("desk", "passages", "a")
     assert member.is_pinned
-    assert {key.digest for key, unit in desk.link.store.known.by_key.items() if unit.pinned} >= {
+    assert {key.digest for key, unit in desk.connection.store.known.by_key.items() if unit.pinned} >= {
         member.unit.digest
     }
     desk.register(DESK.replace('length="200"', 'length="40"'))

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from tests.frontend.support import FrontEnd, StoreLink, nothing_changes, schema
+from tests.frontend.support import FrontEnd, StoreConnection, nothing_changes, schema
 from vllm_promptcache.engine.accounting import stats
 from vllm_promptcache.errors import PMLError
+from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import run_sync
 
 TRAVEL = schema("travel", sea="the sea " * 10, snow="the snow " * 10)
 
@@ -19,7 +19,7 @@ def test_a_document_registers_all_of_its_schemas() -> None:
     front_end = FrontEnd()
     assert front_end.register(f"<pml>{TRAVEL}{schema('food')}</pml>") == [True]
     assert list(front_end.registry.entries) == ["travel", "food"]
-    assert len(front_end.link.catalog._holders) == 4
+    assert len(front_end.connection.catalog._holders) == 4
 
 
 def test_the_same_content_is_no_new_version() -> None:
@@ -28,7 +28,7 @@ def test_the_same_content_is_no_new_version() -> None:
     first = front_end.registry["travel"]
     assert front_end.register(TRAVEL.replace('"', "'")) == [False]
     assert front_end.registry["travel"] is first
-    assert set(front_end.link.catalog._holders.values()) == {1}
+    assert set(front_end.connection.catalog._holders.values()) == {1}
 
 
 def test_another_content_is_a_new_version_and_the_old_one_is_withdrawn() -> None:
@@ -39,7 +39,7 @@ def test_another_content_is_a_new_version_and_the_old_one_is_withdrawn() -> None
     new = front_end.registry["travel"]
     assert new is not old and new.is_defined and not old.is_defined
     # What both versions have in common is known once more, the rest of the old one no longer.
-    assert set(front_end.link.catalog._holders) == {digest for digest, _ in new.placements}
+    assert set(front_end.connection.catalog._holders) == {digest for digest, _ in new.placements}
     assert front_end.registry.layouts == {"travel": new.layout}
 
 
@@ -71,22 +71,22 @@ def test_a_pinned_schema_is_encoded_at_once() -> None:
     entry = front_end.registry["travel"]
     assert entry.is_pinned
     assert front_end.residencies("travel") == ["resident"] * 3
-    assert front_end.link.store.pins.num_blocks == 80 // 16 + 90 // 16
+    assert front_end.connection.store.pins.num_blocks == 80 // 16 + 90 // 16
 
 
 def test_pinning_beyond_the_limit_registers_nothing() -> None:
-    front_end = FrontEnd(StoreLink(pin_limit=9))
+    front_end = FrontEnd(StoreConnection(pin_limit=9))
     with nothing_changes(front_end), pytest.raises(RefusedError, match="pin_fraction") as caught:
         front_end.register(TRAVEL, pin=True)
     assert caught.value.status == 507
 
 
 def test_a_pinned_version_takes_the_place_of_the_old_one() -> None:
-    front_end = FrontEnd(StoreLink(pin_limit=10))
+    front_end = FrontEnd(StoreConnection(pin_limit=10))
     front_end.register(TRAVEL, pin=True)
     front_end.register(TRAVEL.replace("snow", "rain"), pin=True)
     assert front_end.registry["travel"].is_pinned
-    assert front_end.link.store.pins.num_blocks == 10
+    assert front_end.connection.store.pins.num_blocks == 10
     with nothing_changes(front_end), pytest.raises(RefusedError):
         front_end.register(TRAVEL.replace("the snow", "the snow and the ice"), pin=True)
 
@@ -95,7 +95,7 @@ def test_an_unpinned_version_of_a_pinned_schema_holds_no_pins() -> None:
     front_end = FrontEnd()
     front_end.register(TRAVEL, pin=True)
     front_end.register(TRAVEL.replace("snow", "rain"))
-    assert front_end.link.store.pins.num_blocks == 0
+    assert front_end.connection.store.pins.num_blocks == 0
 
 
 def test_units_that_two_schemas_share_stay_pinned_for_the_other() -> None:
@@ -104,19 +104,19 @@ def test_units_that_two_schemas_share_stay_pinned_for_the_other() -> None:
     front_end = FrontEnd()
     front_end.register(first, second, pin=True)
     run_sync(front_end.registry.remove("travel"))
-    assert front_end.link.store.pins.num_blocks == 10
+    assert front_end.connection.store.pins.num_blocks == 10
     run_sync(front_end.registry.unpin("journey"))
-    assert front_end.link.store.pins.num_blocks == 0
+    assert front_end.connection.store.pins.num_blocks == 0
 
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_pinned_version_leaves_what_another_schema_holds_pinned(fits: bool) -> None:
-    front_end = FrontEnd(StoreLink(pin_limit=16))
+    front_end = FrontEnd(StoreConnection(pin_limit=16))
     front_end.register(TRAVEL, TRAVEL.replace('schema name="travel"', 'schema name="journey"'), pin=True)
     newer = TRAVEL.replace("snow", "rain") if fits else TRAVEL.replace("the snow", "the snow and the ice")
     if fits:
         front_end.register(newer, pin=True)
-        assert front_end.link.store.pins.num_blocks == 15
+        assert front_end.connection.store.pins.num_blocks == 15
     else:
         with nothing_changes(front_end), pytest.raises(RefusedError):
             front_end.register(newer, pin=True)
@@ -131,8 +131,8 @@ def test_removing_a_schema_frees_its_blocks() -> None:
     entry = front_end.registry["travel"]
     run_sync(front_end.registry.remove("travel"))
     assert not front_end.registry.entries and not front_end.registry.layouts and not entry.is_defined
-    assert not front_end.link.store.known.by_key and not front_end.link.catalog._holders
-    assert front_end.link.pool.get_num_free_blocks() == 200
+    assert not front_end.connection.store.known.by_key and not front_end.connection.catalog._holders
+    assert front_end.connection.pool.get_num_free_blocks() == 200
     with pytest.raises(RefusedError) as caught:
         run_sync(front_end.registry.remove("travel"))
     assert caught.value.status == 404
@@ -148,7 +148,7 @@ def test_single_modules_are_pinned_unpinned_and_warmed() -> None:
     run_sync(registry.warm("travel", ["travel/snow"]))
     assert front_end.residencies("travel") == ["resident"] * 3
     run_sync(registry.unpin("travel"))
-    assert front_end.link.store.pins.num_blocks == 0
+    assert front_end.connection.store.pins.num_blocks == 0
 
 
 @pytest.mark.parametrize(
@@ -199,25 +199,27 @@ def test_the_description_tells_spans_tokens_and_residency() -> None:
 
 
 def test_changes_wait_for_each_other() -> None:
-    """Two registrations at once, over a link that suspends at every call."""
+    """Two registrations at once, over a connection that suspends at every call."""
 
-    class SlowLink(StoreLink):
+    class SlowConnection(StoreConnection):
         async def call(self, operation: str, payload: dict) -> dict:
             await asyncio.sleep(0)
             return await super().call(operation, payload)
 
     front_end = FrontEnd()
-    link = SlowLink()
-    front_end.registry.link = link
+    connection = SlowConnection()
+    front_end.registry.connection = connection
 
     async def register_all() -> None:
         versions = [TRAVEL, TRAVEL.replace("snow", "rain"), TRAVEL.replace("sea", "lake")]
         await asyncio.gather(*(front_end.registry.register(v, pin=True) for v in versions))
 
     asyncio.run(register_all())
-    assert set(link.catalog._holders) == {digest for digest, _ in front_end.registry["travel"].placements}
-    assert set(link.catalog._holders.values()) == {1}
-    assert link.store.pins.num_blocks == stats(link.store)["blocks_modules"]
+    assert set(connection.catalog._holders) == {
+        digest for digest, _ in front_end.registry["travel"].placements
+    }
+    assert set(connection.catalog._holders.values()) == {1}
+    assert connection.store.pins.num_blocks == stats(connection.store)["blocks_modules"]
 
 
 def test_a_coroutine_that_waits_is_no_script() -> None:
@@ -230,10 +232,10 @@ def test_a_coroutine_that_waits_is_no_script() -> None:
 
 
 def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -> None:
-    plain, linked = FrontEnd(), FrontEnd(StoreLink(link_tokens=5), repair="link:5")
+    plain, linked = FrontEnd(), FrontEnd(StoreConnection(link_tokens=5), repair="link:5")
     for front_end in (plain, linked):
         front_end.register(TRAVEL, pin=True)
-    stores = [front_end.link.store for front_end in (plain, linked)]
+    stores = [front_end.connection.store for front_end in (plain, linked)]
     assert stores[0].pins.num_blocks == stores[1].pins.num_blocks
     pinned = [stats(store)["units_pinned"] for store in stores]
     assert pinned[1] > pinned[0]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.frontend.support import FrontEnd, StoreLink, schema
+from tests.frontend.support import FrontEnd, StoreConnection, schema
 from tests.http.support import Client, error_of
 from vllm_promptcache.frontend.registry import ENCODED_AT_ONCE, TOLD_AT_ONCE
 from vllm_promptcache.server.bodies import MAX_NAMES
@@ -17,7 +17,7 @@ T = TypeVar("T")
 NUM_MODULES = 3000
 
 
-class WatchedLink(StoreLink):
+class WatchedConnection(StoreConnection):
     """Keeps how many units each call told of, and in which thread each function ran."""
 
     def __init__(self) -> None:
@@ -35,37 +35,37 @@ class WatchedLink(StoreLink):
 
 
 @pytest.fixture(scope="module")
-def large() -> tuple[WatchedLink, Client]:
+def large() -> tuple[WatchedConnection, Client]:
     """A schema of some small modules."""
-    link = WatchedLink()
-    client = Client(FrontEnd(link))
+    connection = WatchedConnection()
+    client = Client(FrontEnd(connection))
     client.post("/schemas", schema("s", **{f"m{number}": f"text {number}" for number in range(30)}))
-    return link, client
+    return connection, client
 
 
 @pytest.mark.parametrize("operation", ["pin", "unpin", "warm"])
-def test_a_name_counts_once(large: tuple[WatchedLink, Client], operation: str) -> None:
-    link, client = large
-    link.told.clear()
+def test_a_name_counts_once(large: tuple[WatchedConnection, Client], operation: str) -> None:
+    connection, client = large
+    connection.told.clear()
     assert client.post(f"/schemas/s/{operation}", {"modules": ["m1"] * 10_000}).status_code == 200
-    assert all(number <= 1 for name, number in link.told if name == operation)
+    assert all(number <= 1 for name, number in connection.told if name == operation)
 
 
 @pytest.mark.parametrize("operation", ["pin", "unpin", "warm"])
-def test_a_million_names_are_refused(large: tuple[WatchedLink, Client], operation: str) -> None:
-    link, client = large
-    link.told.clear()
+def test_a_million_names_are_refused(large: tuple[WatchedConnection, Client], operation: str) -> None:
+    connection, client = large
+    connection.told.clear()
     for names in (["m"] * 1_000_000, ["m"] * (MAX_NAMES + 1), ["m" * 3_000_000]):
         status, _, message = error_of(client.post(f"/schemas/s/{operation}", {"modules": names}))
         assert status in (400, 413) and len(message) < 1000
-    assert link.told == []
+    assert connection.told == []
 
 
 def test_units_are_told_and_encoded_a_few_at_a_time() -> None:
-    link = WatchedLink()
+    connection = WatchedConnection()
     modules = "".join(f"<module name='m{number}'>{number}</module>" for number in range(NUM_MODULES))
     union = f"<schema name='s'><union>{modules}</union></schema>"
-    client = Client(FrontEnd(link))
+    client = Client(FrontEnd(connection))
     assert client.post("/schemas", union).status_code == 201
     assert client.post("/schemas/s/warm", {}).status_code == 200
     assert client.get("/schemas/s").status_code == 200
@@ -76,18 +76,18 @@ def test_units_are_told_and_encoded_a_few_at_a_time() -> None:
         ("status", TOLD_AT_ONCE),
         ("forget", TOLD_AT_ONCE),
     ):
-        told = [number for name, number in link.told if name == operation]
+        told = [number for name, number in connection.told if name == operation]
         assert max(told) <= at_once, operation
-    warmed = [number for name, number in link.told if name == "warm"]
+    warmed = [number for name, number in connection.told if name == "warm"]
     assert sum(warmed) == NUM_MODULES and len(warmed) == math.ceil(NUM_MODULES / ENCODED_AT_ONCE)
-    assert link.catalog._texts == {}
+    assert connection.catalog._texts == {}
 
 
 def test_large_answers_are_made_elsewhere() -> None:
-    link = WatchedLink()
-    client = Client(FrontEnd(link))
+    connection = WatchedConnection()
+    client = Client(FrontEnd(connection))
     modules = "".join(f"<module name='m{number}'>{number}</module>" for number in range(500))
     client.post("/schemas", f"<schema name='s'><union>{modules}</union></schema>")
-    before = link.num_in_threads
+    before = connection.num_in_threads
     assert len(client.get("/schemas/s").json()["modules"]) == 501
-    assert link.num_in_threads == before + 1
+    assert connection.num_in_threads == before + 1

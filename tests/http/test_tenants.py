@@ -11,12 +11,12 @@ def test_a_tenants_units_are_not_counted() -> None:
     client.post("/schemas", schema("s", m="text " * 20, n="words " * 20))
     client.post("/schemas/s/warm", {})
     before = client.get("/stats").json()
-    link = front_end.link
-    texts = link.catalog.texts_of([p.digest for p in front_end.registry["s"].placements], {})
+    connection = front_end.connection
+    texts = connection.catalog.texts_of([p.digest for p in front_end.registry["s"].placements], {})
     keys = [UnitKey(p.digest, p.position, None, "salt") for p in front_end.registry["s"].placements]
     for key in keys:
-        link._encode(link.store.known.hold(key, texts))
+        connection._encode(connection.store.known.hold(key, texts))
     assert client.get("/stats").json() == before
     assert before["blocks_free"] + before["blocks_modules"] == before["blocks_total"]
-    whole = link.control.call("stats", {})
+    whole = connection.control.call("stats", {})
     assert whole["units_resident"] == 2 * before["units_resident"]

@@ -2,9 +2,10 @@
 
 A request's block table is its *shared* blocks, whole blocks of the units it reuses in position order,
 followed by its *private* blocks. Keys carry their rotation, so attention does not care about the order
-of cached tokens in a table. The private blocks hold one *stream* of tokens in position order: edge rows
-of units, new tokens, then generated tokens. vLLM counts a request's tokens cached first, so token
-``i >= num_cached_tokens`` is the new token ``i - num_cached_tokens``, in position order.
+of cached tokens in a table. The private blocks hold the *private tokens* in position order: edge rows
+of units, new tokens, then generated tokens. An *offset* is an index among them. vLLM counts a request's
+tokens cached first, so token ``i >= num_cached_tokens`` is the new token ``i - num_cached_tokens``, in
+position order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class SharedBlocks(NamedTuple):
 
 
 class EdgeRows(NamedTuple):
-    """The half-open range ``[start, end)`` of a unit's edge rows, to stand at ``offset`` in the stream."""
+    """The half-open range ``[start, end)`` of a unit's edge rows, to stand at ``offset``."""
 
     unit: UnitKey
     start: int
@@ -41,13 +42,13 @@ class EdgeRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SlotLayout:
-    """A composed request's tokens in blocks, stream and rows.
+    """A composed request's tokens in shared blocks, private blocks and rows.
 
-    ``positions`` and ``offsets`` (int64, ``(new tokens,)``) are a new token's position and its place in
-    the stream. A *row* is a run of new tokens that sees the same shared blocks and whose private tokens
-    before it are a prefix of the stream: ``row_starts`` (int64, ``(rows,)``) are the indices of the new
+    ``positions`` and ``offsets`` (int64, ``(new tokens,)``) are a new token's position and its offset.
+    A *row* is a run of new tokens that sees the same shared blocks and whose private tokens
+    before it are the first ones: ``row_starts`` (int64, ``(rows,)``) are the indices of the new
     tokens where rows begin, ``row_shared_blocks`` how many shared blocks each sees. ``item_offsets`` has for
-    each item of the composition where the stream is when it begins.
+    each item of the composition the offset at which it begins.
     """
 
     block_size: int
@@ -82,9 +83,9 @@ def lay_out_slots(
 ) -> SlotLayout:
     """Seat a composition over units laid out for ``block_size``, and check that it is one.
 
-    A window counts states back from a token's own by their index in its row's table. Only the stream is in
-    position order without holes, so where a model has layers with windows, the last ``window`` - 1 tokens
-    before each run of new tokens stand in the stream: as edge rows, also where they fill blocks. What is
+    A window counts states back from a token's own by their index in its row's table. Only private tokens
+    are in position order without holes, so where a model has layers with windows, the last ``window`` - 1
+    tokens before each run of new tokens are private: as edge rows, also where they fill blocks. What is
     farther away no window reaches, in whatever order it stands.
 
     Raises:
@@ -100,7 +101,7 @@ def lay_out_slots(
     row_shared: list[int] = []
     item_offsets: list[int] = []
     num_shared = num_rows = num_new = position = 0
-    row_end = -1  # the stream offset at which the open row may be continued
+    row_end = -1  # the offset at which the open row may be continued
     for item, tail in zip(composition.items, _tails(composition.items, window), strict=True):
         item_offsets.append(num_rows + num_new)
         if isinstance(item, Reused):
@@ -116,14 +117,14 @@ def lay_out_slots(
         else:
             first, num_tokens = item
             position = _next_position(item, position, first, num_tokens, num_positions)
-            stream = num_rows + num_new
-            if stream != row_end or row_shared[-1] != num_shared:
+            offset = num_rows + num_new
+            if offset != row_end or row_shared[-1] != num_shared:
                 row_starts.append(num_new)
                 row_shared.append(num_shared)
             positions.append(np.arange(first, first + num_tokens))
-            offsets.append(np.arange(stream, stream + num_tokens))
+            offsets.append(np.arange(offset, offset + num_tokens))
             num_new += num_tokens
-            row_end = stream + num_tokens
+            row_end = offset + num_tokens
     if not composition.items or isinstance(composition.items[-1], Reused):
         raise ValueError("the last token of a composed prompt must be computed")
     num_cached = num_shared * block_size + num_rows
@@ -169,7 +170,7 @@ def _next_position(
 
 
 def edge_rows_from(slot_layout: SlotLayout, offset: int) -> tuple[EdgeRows, ...]:
-    """The edge rows that stand at or after a stream offset; a range across it is cut."""
+    """The edge rows that stand at or after an offset; a range across it is cut."""
     if not offset:
         return slot_layout.edge_rows
     after: list[EdgeRows] = []

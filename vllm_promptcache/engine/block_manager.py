@@ -22,7 +22,7 @@ class PromptCacheBlockManager(KVCacheManager):
 
     A composed request's table is built once, when it is admitted: shared blocks first, referenced as
     prefix-cache hits are (``BlockPool.touch``), then private blocks from ``allocate_slots``. Private
-    blocks enter the prefix cache under hashes seeded by the composition (``StreamHasher``), shared ones
+    blocks enter the prefix cache under hashes seeded by the composition (``PrivateHasher``), shared ones
     never do.
     """
 

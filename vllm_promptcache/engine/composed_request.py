@@ -12,7 +12,7 @@ from vllm_promptcache.blocks.composition import Composition, Reused
 from vllm_promptcache.blocks.heads import whole_units
 from vllm_promptcache.blocks.slot_layout import SlotLayout
 from vllm_promptcache.blocks.unit_key import UnitKey
-from vllm_promptcache.engine.stream_hasher import new_tokens_before
+from vllm_promptcache.engine.private_hasher import new_tokens_before
 
 if TYPE_CHECKING:
     from vllm_promptcache.engine.encoding import Encoding
@@ -91,6 +91,6 @@ class ComposedRequest:
 
     def is_filled(self, num_computed_tokens: int) -> bool:
         """Whether a count of computed tokens says which slots are filled: not while runs in the middle
-        of the stream are still to be computed, as edge rows behind them are counted before them."""
+        of the private tokens are still to be computed, as edge rows behind them are counted before them."""
         middle = int(self.slot_layout.row_starts[-1])
         return num_computed_tokens >= self.slot_layout.num_cached_tokens + middle

@@ -25,8 +25,8 @@ from vllm_promptcache.engine.adapters import Adapters
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.pins import NoRoomError
+from vllm_promptcache.engine.private_hasher import PlainHash, PrivateHasher
 from vllm_promptcache.engine.stored_unit import StoredUnit
-from vllm_promptcache.engine.stream_hasher import PlainHash, StreamHasher
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 
 # With priorities, behind whatever a client asks for.
@@ -92,7 +92,7 @@ class Composing:
             request.max_tokens = min(request.max_tokens, self._max_model_len - slot_layout.next_position)
             hasher = None
             if self._plain_hash is not None:
-                hasher = StreamHasher(composition, slot_layout, adapter, tenant, self._plain_hash)
+                hasher = PrivateHasher(composition, slot_layout, adapter, tenant, self._plain_hash)
             _reorder(request, composition, hasher)
         except (LookupError, TypeError, ValueError):
             for key in held:
@@ -170,6 +170,6 @@ def just_before(request: Request) -> tuple[int, float]:
     return request.priority, math.nextafter(request.arrival_time, 0)
 
 
-def _reorder(request: Request, composition: Composition, hasher: StreamHasher | None) -> None:
+def _reorder(request: Request, composition: Composition, hasher: PrivateHasher | None) -> None:
     token_ids = composition.cached_first(request.prompt_token_ids or [])
     compat.reorder_prompt(request, token_ids, hasher)

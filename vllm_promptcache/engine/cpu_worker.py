@@ -9,7 +9,7 @@ from vllm.v1.worker import cpu_worker
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.model_runner import PromptCacheRunner
-from vllm_promptcache.engine.working import PromptCacheWorking
+from vllm_promptcache.engine.worker_mixin import PromptCacheWorkerMixin
 
 
 class PromptCacheCPUModelRunner(PromptCacheRunner, cpu_worker.CPUModelRunner):
@@ -43,7 +43,7 @@ class PromptCacheCPUModelRunner(PromptCacheRunner, cpu_worker.CPUModelRunner):
         return {index: generator for index, generator in generators if discarded[index]}
 
 
-class PromptCacheCPUWorker(PromptCacheWorking, cpu_worker.CPUWorker):
+class PromptCacheCPUWorker(PromptCacheWorkerMixin, cpu_worker.CPUWorker):
     """vLLM's CPU worker with composed requests."""
 
     def init_device(self) -> None:

@@ -8,14 +8,14 @@ from vllm.v1.worker import gpu_model_runner, gpu_worker
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.model_runner import PromptCacheRunner
-from vllm_promptcache.engine.working import PromptCacheWorking
+from vllm_promptcache.engine.worker_mixin import PromptCacheWorkerMixin
 
 
 class PromptCacheGPUModelRunner(PromptCacheRunner, gpu_model_runner.GPUModelRunner):
     """vLLM's V1 GPU model runner with composed requests."""
 
 
-class PromptCacheGPUWorker(PromptCacheWorking, gpu_worker.Worker):
+class PromptCacheGPUWorker(PromptCacheWorkerMixin, gpu_worker.Worker):
     """vLLM's GPU worker with composed requests."""
 
     def _make_model_runner(self) -> Any:

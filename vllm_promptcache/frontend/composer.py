@@ -16,10 +16,10 @@ from vllm_promptcache.contract.repair import AUTO, Repair
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
+from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, SMALL_MODULES
 from vllm_promptcache.frontend.documents import LayoutBuilder, RequestDocument
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import SMALL_CHARACTERS, SMALL_MODULES
 from vllm_promptcache.frontend.memory import DocumentMemory, Key
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.registry import SchemaRegistry
@@ -187,7 +187,7 @@ class Composer:
 
     async def _run(self, compose: Callable[[], T], is_small: bool) -> T:
         """Compose at once, or where others do not wait for it."""
-        return compose() if is_small else await self._registry.link.run(compose)
+        return compose() if is_small else await self._registry.connection.run(compose)
 
     def _compose(
         self,
@@ -240,7 +240,7 @@ class Composer:
             _ = document.num_bytes
             return document
 
-        document = await self._registry.link.run(read_counted)
+        document = await self._registry.connection.run(read_counted)
         return (key if document.entries else None), document
 
     def _remember(self, document: _Read) -> None:

@@ -27,7 +27,7 @@ async def load_and_pin(registry: SchemaRegistry, schemas: Iterable[tuple[str, Sc
     schemas = list(schemas)
     if not schemas:
         return
-    layouts = await registry.link.run(lambda: registry.builder.build([schema for _, schema in schemas]))
+    layouts = await registry.connection.run(lambda: registry.builder.build([schema for _, schema in schemas]))
     for (path, _), layout in zip(schemas, layouts, strict=True):
         await registry.register_layouts([layout], source=path)
         num_tokens = sum(module.num_tokens for module in layout.modules)
@@ -58,7 +58,7 @@ async def wait_until_encoded(registry: SchemaRegistry) -> None:
         if pauses % _PAUSES_PER_LINE == 0:
             logger.info("Prompt cache: %d modules to encode.", stats["units_encoding"])
         pauses += 1
-        await registry.link.pause()
+        await registry.connection.pause()
         stats = await registry.stats()
     logger.info(
         "Prompt cache: %d modules resident, %d of %d blocks pinned.",

@@ -9,8 +9,8 @@ from vllm_promptcache.contract.repair import FULL, Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import ComposedPrompt
+from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, EngineConnection, run_sync
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import SMALL_CHARACTERS, EngineLink, run_sync
 from vllm_promptcache.frontend.marks import MarkedParts, Span, read_marks
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.layout.encoder import TextEncoder
@@ -27,14 +27,14 @@ class MarkComposer:
 
     def __init__(
         self,
-        link: EngineLink,
+        connection: EngineConnection,
         encoder: TextEncoder,
         capacity: Capacity,
         max_model_len: int,
         min_tokens: int,
         repair: Repair,
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._encoder = encoder
         self._capacity = capacity
         self._max_model_len = max_model_len
@@ -51,7 +51,7 @@ class MarkComposer:
         """
         if len(prompt) <= SMALL_CHARACTERS:
             return self._compose(prompt, parts, options)
-        return await self._link.run(lambda: self._compose(prompt, parts, options))
+        return await self._connection.run(lambda: self._compose(prompt, parts, options))
 
     def _compose(self, prompt: str, parts: MarkedParts, options: PromptOptions) -> tuple[ComposedPrompt, int]:
         spans, turn = parts.find(prompt)

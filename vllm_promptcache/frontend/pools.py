@@ -81,7 +81,7 @@ class PoolRegistry:
         async with registry.changing():
             entry, layout = self.pool(schema, pool)
             encoder = registry.builder.encoder
-            made = await registry.link.run(lambda: [_made(layout, said, encoder) for said in members])
+            made = await registry.connection.run(lambda: [_made(layout, said, encoder) for said in members])
             if registry.num_members + len(members) > self._max_members:
                 raise RefusedError(f"there would be more than {self._max_members} members", CONFLICT)
             new = [member for member in made if isinstance(member, Member)]

@@ -14,10 +14,10 @@ from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.frontend.catalog import Catalog
+from vllm_promptcache.frontend.connection import EngineConnection
 from vllm_promptcache.frontend.documents import LayoutBuilder
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
-from vllm_promptcache.frontend.link import EngineLink
 from vllm_promptcache.frontend.members import Member
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
@@ -53,9 +53,9 @@ class SchemaRegistry:
     """
 
     def __init__(
-        self, link: EngineLink, builder: LayoutBuilder, max_schemas: int, catalog: Catalog | None = None
+        self, connection: EngineConnection, builder: LayoutBuilder, max_schemas: int, catalog: Catalog | None
     ) -> None:
-        self.link = link
+        self.connection = connection
         self.builder = builder
         self.max_schemas = max_schemas
         self.max_bytes = MAX_BYTES
@@ -88,7 +88,7 @@ class SchemaRegistry:
             PMLError: the document is wrong.
             RefusedError: there are too many schemas (409), or pinning would pass the limit (507).
         """
-        layouts = await self.link.run(lambda: self.builder.schemas_of(text, where))
+        layouts = await self.connection.run(lambda: self.builder.schemas_of(text, where))
         return await self.register_layouts(layouts, source=source, pin=pin)
 
     async def register_layouts(
@@ -184,23 +184,23 @@ class SchemaRegistry:
 
     async def stats(self, *, public: bool = False) -> dict[str, Any]:
         """The engine's counts, and the registry's; ``public`` ones leave out what tenants have."""
-        stats = await self.link.call("stats", {"public": public})
+        stats = await self.connection.call("stats", {"public": public})
         return {**stats, "schemas": len(self.entries)}
 
     async def status_of(self, placements: Sequence[Placement]) -> dict[Placement, Mapping[str, Any]]:
         """Residency, blocks and users of units."""
         found: dict[Placement, Mapping[str, Any]] = {}
         for units in _slices(placements, TOLD_AT_ONCE):
-            answer = await self.link.call("status", {"units": units})
+            answer = await self.connection.call("status", {"units": units})
             found.update(zip(units, answer["units"], strict=True))
         return found
 
     async def _wait_until_encoded(self, placements: Sequence[Placement]) -> None:
         while any(unit["residency"] == "encoding" for unit in (await self.status_of(placements)).values()):
-            await self.link.pause()
+            await self.connection.pause()
 
     async def _start_encoding(self, placements: Sequence[Placement]) -> None:
-        answer = await self.link.call("warm", {"units": list(placements)})
+        answer = await self.connection.call("warm", {"units": list(placements)})
         if refused := answer["refused"]:
             raise RefusedError(f"these modules cannot be encoded: {refused}", INSUFFICIENT_STORAGE)
 
@@ -243,7 +243,7 @@ class SchemaRegistry:
                     entry.is_defined = False
                 try:
                     node = schema_from_plain(said["schema"], name)
-                    (layout,) = await self.link.run(partial(self.builder.build, [node]))
+                    (layout,) = await self.connection.run(partial(self.builder.build, [node]))
                 except ValueError as error:  # it was registered with another model, or format
                     logger.warning("Prompt cache: schema %r does not fit any more, and goes: %s", name, error)
                     catalog.remove(_SCHEMA, name)
@@ -251,14 +251,14 @@ class SchemaRegistry:
                 entry = self.entries[name] = SchemaEntry(layout, said["source"], is_defined=True)
                 self.layouts[name] = layout
             entry.pinned = {Placement(*placement) for placement in said["pinned"]}
-            await self.link.run(partial(entry.take_members, said["members"], self.builder.encoder))
+            await self.connection.run(partial(entry.take_members, said["members"], self.builder.encoder))
 
     async def _tell_engines(self) -> None:
         """Tell engines that have just started what was registered before."""
         for entry in self.entries.values():
             await self._define(entry)
             if entry.pinned:
-                await self.link.call("pin", {"units": list(entry.pinned)})
+                await self.connection.call("pin", {"units": list(entry.pinned)})
 
     def publish(self, entries: Iterable[SchemaEntry]) -> None:
         """Tell other front ends of schemas as they are now."""
@@ -298,9 +298,9 @@ class SchemaRegistry:
 
     async def _define(self, entry: SchemaEntry) -> None:
         """Tell the engine of a schema's units, which then has them until it forgets them."""
-        texts = await self.link.run(entry.texts)
+        texts = await self.connection.run(entry.texts)
         for digests in _slices(list(texts), TOLD_AT_ONCE):
-            await self.link.call("define", {"texts": {digest: texts[digest] for digest in digests}})
+            await self.connection.call("define", {"texts": {digest: texts[digest] for digest in digests}})
         await self.define_members(entry.members)
 
     async def define_members(self, members: Iterable[Member]) -> None:
@@ -314,21 +314,21 @@ class SchemaRegistry:
                 if units.setdefault(unit.digest, unit) is not unit or len(units) > TOLD_AT_ONCE:
                     again.append(unit)
             told = dict(list(units.items())[:TOLD_AT_ONCE])
-            texts = await self.link.run(partial(units_to_wire, told.values()))
-            await self.link.call("define", {"texts": {digest: texts[digest] for digest in told}})
+            texts = await self.connection.run(partial(units_to_wire, told.values()))
+            await self.connection.call("define", {"texts": {digest: texts[digest] for digest in told}})
             left = again
 
     async def forget_members(self, members: Iterable[Member]) -> None:
         """Have the engine forget members' units."""
         for member in members:
-            await self.link.call("forget", {"units": [member.unit.placement]})
+            await self.connection.call("forget", {"units": [member.unit.placement]})
 
     async def _inherit(self, entry: SchemaEntry) -> None:
         """Give a new version of a schema the members of the old one's pools."""
         old = self.entries.get(entry.name)
         if old is not None and len(old.members):
             move = partial(old.members.in_layout, entry.layout, self.builder.encoder)
-            entry.members = await self.link.run(move)
+            entry.members = await self.connection.run(move)
 
     async def _hold_members(self, entry: SchemaEntry) -> None:
         """Pin members that were pinned in the version before, as far as there is room."""
@@ -344,7 +344,7 @@ class SchemaRegistry:
     async def _forget(self, entry: SchemaEntry) -> None:
         once = list({placement.digest: placement for placement in entry.placements}.values())
         for units in _slices(once, TOLD_AT_ONCE):
-            await self.link.call("forget", {"units": units})
+            await self.connection.call("forget", {"units": units})
         await self.forget_members(entry.members)
 
     async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
@@ -352,12 +352,12 @@ class SchemaRegistry:
         replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
         freed = self._not_held({placement for old in replaced for placement in old.pinned}, besides=replaced)
         if freed:
-            await self.link.call("unpin", {"units": freed})
+            await self.connection.call("unpin", {"units": freed})
         try:
             await self.hold([placement for entry in entries for placement in entry.placements])
         except RefusedError:
             if freed:
-                await self.link.call("pin", {"units": freed})
+                await self.connection.call("pin", {"units": freed})
             for entry in new:
                 await self._forget(entry)
             raise
@@ -366,7 +366,7 @@ class SchemaRegistry:
 
     async def hold(self, placements: list[Placement]) -> None:
         """Pin units in the engine: all or none. Raises RefusedError (507)."""
-        answer = await self.link.call("pin", {"units": placements})
+        answer = await self.connection.call("pin", {"units": placements})
         if not answer["pinned"]:
             if "engines" in answer:  # some of which may have pinned them
                 await self.release(placements)
@@ -384,7 +384,7 @@ class SchemaRegistry:
         """Unpin units, but for those that another schema has pinned."""
         free = self._not_held(placements)
         if free:
-            await self.link.call("unpin", {"units": free})
+            await self.connection.call("unpin", {"units": free})
 
     def _not_held(
         self, placements: Iterable[Placement], besides: Collection[SchemaEntry] = ()

@@ -9,8 +9,8 @@ from vllm_promptcache.config import PromptCacheConfig
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.catalog import Catalog
 from vllm_promptcache.frontend.composer import Composer
+from vllm_promptcache.frontend.connection import EngineConnection
 from vllm_promptcache.frontend.documents import LayoutBuilder
-from vllm_promptcache.frontend.link import EngineLink
 from vllm_promptcache.frontend.loading import load_and_pin
 from vllm_promptcache.frontend.marked import MarkComposer
 from vllm_promptcache.frontend.pools import PoolRegistry
@@ -31,7 +31,7 @@ class PromptCacheService:
 
 
 async def open_service(
-    link: EngineLink,
+    connection: EngineConnection,
     vllm_config: Any,
     encoder: TextEncoder,
     schemas: list[tuple[str, SchemaNode]],
@@ -44,14 +44,14 @@ async def open_service(
     config = PromptCacheConfig.from_vllm_config(vllm_config)
     max_model_len = vllm_config.model_config.max_model_len
     builder = LayoutBuilder(encoder, max_model_len, config)
-    registry = SchemaRegistry(link, builder, config.max_schemas, Catalog.of_server(config.dir))
+    registry = SchemaRegistry(connection, builder, config.max_schemas, Catalog.of_server(config.dir))
     capacity = Capacity.from_stats(await registry.stats())
     composer = Composer(
         registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair
     )
     await registry.open()
     await load_and_pin(registry, schemas)
-    marks = MarkComposer(link, encoder, capacity, max_model_len, config.min_mark_tokens, config.repair)
+    marks = MarkComposer(connection, encoder, capacity, max_model_len, config.min_mark_tokens, config.repair)
     return PromptCacheService(
         config, registry, composer, marks, PoolRegistry(registry, config.max_pool_members)
     )

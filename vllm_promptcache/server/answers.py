@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse, Response
 
 from vllm_promptcache.contract.explain import plan_parts, plan_size
 from vllm_promptcache.contract.plan import Plan
+from vllm_promptcache.frontend.connection import SMALL_MODULES, EngineConnection
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import SMALL_MODULES, EngineLink
 
 # A plan names every token, and in every unit all that it has seen: far more than was asked with.
 MAX_EXPLAINED_BYTES = 8 * 1024 * 1024
@@ -19,28 +19,28 @@ _SMALL_BYTES = 64 * 1024
 
 
 async def answer_modules(
-    link: EngineLink, num_modules: int, make: Callable[[], Any], status_code: int = 200
+    connection: EngineConnection, num_modules: int, make: Callable[[], Any], status_code: int = 200
 ) -> Response:
     """The answer ``make`` makes for so many modules."""
     if num_modules <= SMALL_MODULES:
         return JSONResponse(make(), status_code=status_code)
-    return await link.run(lambda: JSONResponse(make(), status_code=status_code))
+    return await connection.run(lambda: JSONResponse(make(), status_code=status_code))
 
 
-async def answer_plans(link: EngineLink, plans: list[Plan]) -> Response:
+async def answer_plans(connection: EngineConnection, plans: list[Plan]) -> Response:
     """One plan as itself, several as a list.
 
     Raises:
         RefusedError: they are too large to be answered.
     """
     if sum(len(plan.units) for plan in plans) > SMALL_MODULES:
-        size = await link.run(lambda: sum(map(plan_size, plans)))
+        size = await connection.run(lambda: sum(map(plan_size, plans)))
     else:
         size = sum(map(plan_size, plans))
     if size > MAX_EXPLAINED_BYTES:
         what = f"the plan takes about {size} bytes; at most {MAX_EXPLAINED_BYTES} are answered"
         raise RefusedError(f"{what}: include fewer modules, or explain it on the command line")
-    return _plans(plans) if size <= _SMALL_BYTES else await link.run(lambda: _plans(plans))
+    return _plans(plans) if size <= _SMALL_BYTES else await connection.run(lambda: _plans(plans))
 
 
 def _plans(plans: list[Plan]) -> Response:

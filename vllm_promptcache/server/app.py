@@ -19,8 +19,8 @@ from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.server import refusing
 from vllm_promptcache.server.chat import PromptCacheChatRequest, PromptCacheServingChat
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
+from vllm_promptcache.server.connection import AsyncEngineConnection
 from vllm_promptcache.server.ending import answer_without_engine, end_with_engine
-from vllm_promptcache.server.link import AsyncEngineLink
 from vllm_promptcache.server.routes import attach_routes
 from vllm_promptcache.server.services import STATE
 
@@ -74,8 +74,8 @@ async def open_server(
     """
     end_with_engine(engine_client, state)
     encoder = open_encoder(engine_client.renderer, load_chat_template(args.chat_template))
-    link = AsyncEngineLink(engine_client)
-    service = await open_service(link, engine_client.vllm_config, encoder, schemas)
+    connection = AsyncEngineConnection(engine_client)
+    service = await open_service(connection, engine_client.vllm_config, encoder, schemas)
     setattr(state, STATE, service)
     return {
         (chat_serving, "OpenAIServingChat"): partial(PromptCacheServingChat, service),

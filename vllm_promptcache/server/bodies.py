@@ -10,8 +10,8 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_promptcache.errors import TOO_LARGE
+from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, EngineConnection
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.link import SMALL_CHARACTERS, EngineLink
 from vllm_promptcache.pml.limits import DEFAULT_LIMITS
 from vllm_promptcache.server.errors import wrong_body
 
@@ -86,20 +86,22 @@ def json_bytes(max_document_bytes: int) -> int:
     return max_document_bytes * _JSON_GROWTH + _JSON_EXTRA
 
 
-async def read_json(request: Request, model: type[Body], max_bytes: int, link: EngineLink) -> Body:
+async def read_json(
+    request: Request, model: type[Body], max_bytes: int, connection: EngineConnection
+) -> Body:
     """A JSON body of at most so many bytes. Raises RefusedError."""
     body = await read_body(request, max_bytes)
     try:
-        return await _read(body, lambda: model.model_validate_json(body or b"{}"), link)
+        return await _read(body, lambda: model.model_validate_json(body or b"{}"), connection)
     except ValidationError as error:
         raise wrong_body(error) from None
 
 
-async def read_object(request: Request, max_bytes: int, link: EngineLink) -> dict[str, Any]:
+async def read_object(request: Request, max_bytes: int, connection: EngineConnection) -> dict[str, Any]:
     """A body that is any JSON object. Raises RefusedError."""
     body = await read_body(request, max_bytes)
     try:
-        value = await _read(body, lambda: json.loads(body), link)
+        value = await _read(body, lambda: json.loads(body), connection)
     except (ValueError, RecursionError) as error:
         raise RefusedError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -107,9 +109,9 @@ async def read_object(request: Request, max_bytes: int, link: EngineLink) -> dic
     return value
 
 
-async def _read(body: bytes, read: Callable[[], T], link: EngineLink) -> T:
+async def _read(body: bytes, read: Callable[[], T], connection: EngineConnection) -> T:
     """Read a long body where others do not wait for it."""
-    return read() if len(body) <= SMALL_CHARACTERS else await link.run(read)
+    return read() if len(body) <= SMALL_CHARACTERS else await connection.run(read)
 
 
 def is_json(request: Request) -> bool:

@@ -1,28 +1,67 @@
-"""Work that is done for a client as long as it is there."""
+"""The API server's connection to the engine process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-
-from fastapi import Request
 
 T = TypeVar("T")
 
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The work's result; None where it was cancelled, as its client hung up. The body has been read."""
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
-        return doing.result() if doing.done() else None
-    finally:
-        doing.cancel()
-        gone.cancel()
+_PAUSE_S = 0.05
+# Of engines that differ, the one that has got furthest is told of.
+_RESIDENCIES = ("absent", "encoding", "resident")
+# Long work shares one lock with the event loop: more threads would only take more of its turns.
+_NUM_THREADS = 2
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class AsyncEngineConnection:
+    """Calls over vLLM's engine client; long work runs in a thread."""
+
+    def __init__(self, engine_client: Any) -> None:
+        self._core = engine_client.engine_core
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prompt-cache")
+
+    async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """One of the scheduler's ``prompt_cache`` operations.
+
+        Sent at once to all engines: a request that is sent later reaches them later.
+        """
+        answers = await self._core.call_utility_all_async("prompt_cache", operation, payload)
+        return merge_answers(answers)
+
+    async def pause(self) -> None:
+        """Wait a moment; the engine runs by itself."""
+        await asyncio.sleep(_PAUSE_S)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a function in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def merge_answers(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several engines answer to one call as one answer; of a single engine its own.
+
+    Counts are added up, but for those that are the same everywhere; what is ``pinned`` is so in all engines;
+    a refusal by one is one. ``engines`` has the answers themselves.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    merged: dict[str, Any] = {name: _merge(name, [a[name] for a in answers]) for name in answers[0]}
+    return {**merged, "engines": list(answers)}
+
+
+def _merge(name: str, values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, list):
+        return [_merge(name, list(each)) for each in zip(*values, strict=True)]
+    if isinstance(first, dict):
+        return {key: _merge(key, [value[key] for value in values]) for key in first}
+    if isinstance(first, bool):
+        return all(values)
+    if isinstance(first, int) and name != "block_size":
+        return sum(values)
+    if name == "residency":
+        return max(values, key=_RESIDENCIES.index)
+    return next((value for value in values if value is not None), None)

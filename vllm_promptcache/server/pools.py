@@ -121,7 +121,7 @@ async def _batch(service: PromptCacheService, schema: str, pool: str, body: byte
     registered: list[str] = []
     for first in range(0, len(lines), AT_ONCE):
         some = lines[first : first + AT_ONCE]
-        read = await service.registry.link.run(partial(_lines, some))
+        read = await service.registry.connection.run(partial(_lines, some))
         try:
             found = await service.pools.put(schema, pool, [one for one in read if isinstance(one, NewMember)])
         except RefusedError as refusal:

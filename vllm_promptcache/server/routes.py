@@ -28,7 +28,7 @@ from vllm_promptcache.server.bodies import (
 )
 from vllm_promptcache.server.chat import PromptCacheChatRequest
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest
-from vllm_promptcache.server.connection import while_connected
+from vllm_promptcache.server.disconnect import while_connected
 from vllm_promptcache.server.errors import json_error, wrong_body
 from vllm_promptcache.server.services import managed, service_of
 
@@ -57,7 +57,7 @@ async def _answer(service: PromptCacheService, *entries: SchemaEntry, status_cod
         return found[0] if len(found) == 1 else {"object": "list", "data": found}
 
     num_modules = sum(len(entry.layout.modules) for entry in entries)
-    return await answer_modules(service.registry.link, num_modules, make, status_code)
+    return await answer_modules(service.registry.connection, num_modules, make, status_code)
 
 
 @router.post("/schemas", status_code=201)
@@ -71,7 +71,7 @@ async def register(request: Request, pin: bool = False) -> Response:
     max_bytes = service.config.max_document_bytes
     document: str | bytes | dict[str, Any]
     if is_json(request):
-        body = await read_object(request, json_bytes(max_bytes), service.registry.link)
+        body = await read_object(request, json_bytes(max_bytes), service.registry.connection)
         registration, document = registration_of(body)
         if registration.ttl is not None:
             raise RefusedError("ttl is not supported yet", field="ttl")
@@ -111,7 +111,7 @@ async def change_residency(request: Request, name: str, operation: str) -> Respo
     operations = {"pin": registry.pin, "unpin": registry.unpin, "warm": registry.warm}
     if operation not in operations:
         raise RefusedError(unknown("operation", operation, operations), NOT_FOUND)
-    body = await read_json(request, ModulesBody, MAX_NAMES_BYTES, registry.link)
+    body = await read_json(request, ModulesBody, MAX_NAMES_BYTES, registry.connection)
     change = operations[operation](name, body.modules)
     # What changes is all or nothing; encoding ahead is nobody's once its client is gone.
     await (while_connected(request, change) if operation == "warm" else change)
@@ -122,12 +122,12 @@ async def change_residency(request: Request, name: str, operation: str) -> Respo
 async def explain(request: Request) -> Response:
     """The plan of exactly what a chat or completions request would run; a list for several prompts."""
     service, state = await service_of(request), request.app.state
-    link = service.registry.link
-    body = await read_object(request, json_bytes(service.config.max_document_bytes), link)
+    connection = service.registry.connection
+    body = await read_object(request, json_bytes(service.config.max_document_bytes), connection)
     prompts = await _explained(state, body)
     if isinstance(prompts, ErrorResponse):
         return JSONResponse(prompts.model_dump(), status_code=prompts.error.code)
-    return await answer_plans(link, [prompt.plan for prompt in prompts])
+    return await answer_plans(connection, [prompt.plan for prompt in prompts])
 
 
 async def _explained(state: Any, body: dict[str, Any]) -> Any:

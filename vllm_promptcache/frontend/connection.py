@@ -13,7 +13,7 @@ SMALL_CHARACTERS = 8 * 1024
 SMALL_MODULES = 128
 
 
-class EngineLink(Protocol):
+class EngineConnection(Protocol):
     """The engine, as the front end needs it."""
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class EngineLink(Protocol):
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine over a link that never suspends, without an event loop.
+    """Run a coroutine over a connection that never suspends, without an event loop.
 
     Raises:
         RuntimeError: the coroutine waits for something.
@@ -41,4 +41,4 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = stop.value
         return result
     coroutine.close()
-    raise RuntimeError("the link to the engine suspended; it needs an event loop")
+    raise RuntimeError("the connection to the engine suspended; it needs an event loop")

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_promptcache.records.record_file import RecordHeader
 
 
-class PromptCacheWorking:
+class PromptCacheWorkerMixin:
     """Mixin over vLLM's workers."""
 
     model_runner: Any

@@ -19,8 +19,8 @@ HASH_SIZE = 32
 PlainHash = Callable[[Request, BlockHash | None, Sequence[int], int], BlockHash]
 
 
-class StreamHasher:
-    """Hashes the full blocks of a request's stream, in stream order.
+class PrivateHasher:
+    """Hashes a request's full private blocks, in order.
 
     A block's hash names all that its states rest on, and nothing else: what the prompt reuses and computes up
     to the block's last token, in position order, the adapter and the tenant. So prompts that begin alike find
@@ -74,7 +74,7 @@ class StreamHasher:
         return new
 
     def _events_before(self, offset: int) -> bytes:
-        """What begins before a stream offset and was in no block before."""
+        """What begins before an offset and was in no block before."""
         parts: list[bytes] = []
         while self._next_event < len(self._events) and self._events[self._next_event][0] < offset:
             parts.append(self._events[self._next_event][1])
@@ -96,7 +96,7 @@ def _described(item: Reused | Computed, offset: int) -> bytes:
 
 
 def new_tokens_before(slot_layout: SlotLayout, offset: int) -> int:
-    """How many new tokens stand before a stream offset; generated ones follow the prompt's."""
+    """How many new tokens stand before an offset; generated ones follow the prompt's."""
     if offset <= slot_layout.offsets[0]:
         return 0
     last = int(slot_layout.offsets[-1])
