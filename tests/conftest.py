@@ -14,7 +14,7 @@ from demo.embedded_model import embedded_model_path
 from tests.models import tiny_llama
 
 # No test fails for being slow. Continuous integration tries the same examples each time, so that a change
-# fails by what it changed; everyone else's runs try new ones, and `make soak` many.
+# fails by what it changed; everyone else's runs try new ones, and `--hypothesis-profile many` many of them.
 settings.register_profile(
     "new",
     max_examples=150,
@@ -22,6 +22,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("same", settings.get_profile("new"), derandomize=True)
+settings.register_profile("many", settings.get_profile("new"), max_examples=3000)
 settings.load_profile("same" if os.environ.get("CI") else "new")
 
 ENGINE_FOLDERS = ("engine", "offline", "server")
