@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused
-from vllm_promptcache.blocks.geometry import UnitGeometry
+from vllm_promptcache.blocks.geometry import StoredRange, UnitGeometry
 from vllm_promptcache.blocks.unit_key import UnitKey
 
 
@@ -81,11 +81,11 @@ def lay_out_slots(
     num_positions: int,
     window: int = 0,
 ) -> SlotLayout:
-    """Seat a composition over units laid out for ``block_size``, and check that it is one.
+    """Lay a composition out over units laid out for ``block_size``, and check that it is one.
 
-    A window counts states back from a token's own by their index in its row's table. Only private tokens
-    are in position order without holes, so where a model has layers with windows, the last ``window`` - 1
-    tokens before each run of new tokens are private: as edge rows, also where they fill blocks. What is
+    A window counts states back from a token's own by their index in its row's table. Only the stream is in
+    position order without holes, so where a model has layers with windows, the last ``window`` - 1 tokens
+    before each run of new tokens stand in the stream: as edge rows, also where they fill blocks. What is
     farther away no window reaches, in whatever order it stands.
 
     Raises:
@@ -93,54 +93,78 @@ def lay_out_slots(
             is not part of one piece of its unit or needs an edge row that is not kept, or the last item
             is not computed.
     """
-    shared: list[SharedBlocks] = []
-    edges: list[EdgeRows] = []
-    positions: list[NDArray[np.int64]] = []
-    offsets: list[NDArray[np.int64]] = []
-    row_starts: list[int] = []
-    row_shared: list[int] = []
-    item_offsets: list[int] = []
-    num_shared = num_rows = num_new = position = 0
-    row_end = -1  # the offset at which the open row may be continued
-    for item, tail in zip(composition.items, _tails(composition.items, window), strict=True):
-        item_offsets.append(num_rows + num_new)
-        if isinstance(item, Reused):
-            unit, start, end = item
-            first, blocks, rows = units[unit].stored_range(start, end, tail)
-            position = _next_position(item, position, first, end - start, num_positions)
-            for first_row, last_row in rows:
-                edges.append(EdgeRows(unit, first_row, last_row, num_rows + num_new))
-                num_rows += last_row - first_row
-            if blocks is not None:
-                shared.append(SharedBlocks(unit, *blocks))
-                num_shared += blocks[1] - blocks[0]
-        else:
-            first, num_tokens = item
-            position = _next_position(item, position, first, num_tokens, num_positions)
-            offset = num_rows + num_new
-            if offset != row_end or row_shared[-1] != num_shared:
-                row_starts.append(num_new)
-                row_shared.append(num_shared)
-            positions.append(np.arange(first, first + num_tokens))
-            offsets.append(np.arange(offset, offset + num_tokens))
-            num_new += num_tokens
-            row_end = offset + num_tokens
     if not composition.items or isinstance(composition.items[-1], Reused):
         raise ValueError("the last token of a composed prompt must be computed")
-    num_cached = num_shared * block_size + num_rows
-    return SlotLayout(
-        block_size,
-        tuple(shared),
-        tuple(edges),
-        num_shared,
-        num_cached,
-        num_cached + num_new,
-        np.concatenate(positions) if len(positions) > 1 else positions[0],
-        np.concatenate(offsets) if len(offsets) > 1 else offsets[0],
-        np.array(row_starts, np.int64),
-        np.array(row_shared, np.int64),
-        tuple(item_offsets),
-    )
+    laid_out = _Slots()
+    item_offsets: list[int] = []
+    position = 0
+    for item, tail in zip(composition.items, _tails(composition.items, window), strict=True):
+        item_offsets.append(laid_out.stream)
+        if isinstance(item, Reused):
+            stored = units[item.unit].stored_range(item.start, item.end, tail)
+            first, num_tokens = stored.first_position, item.end - item.start
+            laid_out.reuse(item.unit, stored)
+        else:
+            first, num_tokens = item
+            laid_out.compute(first, num_tokens)
+        position = _next_position(item, position, first, num_tokens, num_positions)
+    return laid_out.finished(block_size, tuple(item_offsets))
+
+
+class _Slots:
+    """A slot layout in the making: items are added in position order. ``stream`` is how long it is."""
+
+    def __init__(self) -> None:
+        self.stream = 0
+        self._shared: list[SharedBlocks] = []
+        self._edges: list[EdgeRows] = []
+        self._positions: list[NDArray[np.int64]] = []
+        self._offsets: list[NDArray[np.int64]] = []
+        self._row_starts: list[int] = []
+        self._row_shared: list[int] = []
+        self._num_shared = self._num_new = 0
+        self._row_end = -1  # the stream offset at which the open row may be continued
+
+    def reuse(self, unit: UnitKey, stored: StoredRange) -> None:
+        """Whole blocks are shared; edge rows come next in the stream."""
+        for start, end in stored.rows:
+            self._edges.append(EdgeRows(unit, start, end, self.stream))
+            self.stream += end - start
+        if stored.blocks is not None:
+            start, end = stored.blocks
+            self._shared.append(SharedBlocks(unit, start, end))
+            self._num_shared += end - start
+
+    def compute(self, first_position: int, num_tokens: int) -> None:
+        """New tokens come next in the stream: in the open row, unless cached tokens came between."""
+        if self.stream != self._row_end or self._row_shared[-1] != self._num_shared:
+            self._row_starts.append(self._num_new)
+            self._row_shared.append(self._num_shared)
+        self._positions.append(np.arange(first_position, first_position + num_tokens))
+        self._offsets.append(np.arange(self.stream, self.stream + num_tokens))
+        self._num_new += num_tokens
+        self._row_end = self.stream = self.stream + num_tokens
+
+    def finished(self, block_size: int, item_offsets: tuple[int, ...]) -> SlotLayout:
+        """What was laid out."""
+        num_cached = self._num_shared * block_size + self.stream - self._num_new
+        return SlotLayout(
+            block_size,
+            tuple(self._shared),
+            tuple(self._edges),
+            self._num_shared,
+            num_cached,
+            num_cached + self._num_new,
+            _joined(self._positions),
+            _joined(self._offsets),
+            np.array(self._row_starts, np.int64),
+            np.array(self._row_shared, np.int64),
+            item_offsets,
+        )
+
+
+def _joined(runs: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate(runs) if len(runs) > 1 else runs[0]
 
 
 def _tails(items: Sequence[Reused | Computed], window: int) -> list[int]:
