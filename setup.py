@@ -54,7 +54,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vllm_promptcache", "vllm_promptcache.*"]),
-    package_data={"": ["py.typed", "*.pml", "*.xml", "*.html", "*.txt", "*.jinja"]},
+    package_data={"vllm_promptcache": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={

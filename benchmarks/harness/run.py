@@ -64,6 +64,9 @@ class Run:
         self.result["cells"] = earlier["cells"]
         self.result["servers"] = earlier["servers"]
         self.result["resumed_from"] = earlier["machine"]
+        # What a benchmark says of all its cells.
+        for key in earlier.keys() - {"figures", "skipped", "minutes"}:
+            self.result.setdefault(key, earlier[key])
         self.say(f"resuming {self.path.name}: {len(earlier['cells'])} cells are there")
 
     def has(self, key: str) -> bool:

@@ -1,132 +1,230 @@
-"""What loading modules takes beside encoding them: ``python -m benchmarks.speed.loading``.
-
-One engine in this process, on one core. Rounds are interleaved; medians in milliseconds of a request for one
-token: 4,000 tokens encoded and loaded; 8 members of a pool of about 500 tokens, in an order that is new each
-time, all placed and all in records; the same tokens as a perfect prefix and as a full prefill. ``--tier
-files`` keeps no records in memory, so each load reads its file.
-"""
+"""What loading a pool's members from records takes, beside encoding them and beside vLLM's own ways."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
-import random
-import statistics
+import contextlib
 import tempfile
 import time
-import zlib
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from transformers import AutoTokenizer
 
-from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids
-from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
-from vllm_promptcache.contract.unit import Unit
+from benchmarks.harness.ask import Ask
+from benchmarks.harness.load import Client
+from benchmarks.harness.modules import Module, joined_ids, make_module, shuffled
+from benchmarks.harness.run import Cell, Run
+from benchmarks.harness.servers import Plugin, Server, ServerError
+from benchmarks.harness.spread import interleave
+from benchmarks.harness.text import TextSource, read_corpus
+from benchmarks.speed.loading_report import RESTART, WAYS, figures, panels, said_of, tables
 
-NUM_MEMBERS = 8
-ROOT_TOKENS = 32
-NEW_TOKENS = 16
+__all__ = ["add_arguments", "figures", "panels", "run", "tables"]
+
+MEMBERS, NEW = 8, 16
+# Groups of members that are asked for in turn, and the tokens that the KV cache holds beside a group: when
+# a group's turn comes again, others have had its blocks.
+GROUPS, ROOM = 4, 3000
+BLOCK = 128
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="(default: the embedded model)")
-    parser.add_argument("--dtype", default="bfloat16", help="(default: %(default)s)")
+def add_arguments(parser: Any) -> None:
+    """Options of this benchmark."""
     parser.add_argument(
-        "--tier", choices=["memory", "files"], default="memory", help="(default: %(default)s)"
+        "--tokens", default="4000,4096", help="of eight members together (default: %(default)s)"
     )
-    parser.add_argument("--tokens", type=int, default=4000, help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
-    args = parser.parse_args()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    with tempfile.TemporaryDirectory() as folder:
-        measured = measure(args, folder)
-    print("| | ms |\n|---|---|")
-    for name, times in measured.items():
-        print(f"| {name} | {statistics.median(times):.1f} |")
-
-
-def measure(args: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Milliseconds of each way, by round."""
-    from vllm import LLM
-
-    from demo.embedded_model import embedded_model_path
-
-    keeps = {"host_gib": 4.0} if args.tier == "memory" else {"host_gib": 0, "dir": folder}
-    llm = LLM(
-        model=args.model or str(embedded_model_path()),
-        dtype=args.dtype,
-        enforce_eager=True,
-        max_model_len=8192,
-        kv_cache_memory_bytes=1 << 30,
-        additional_config={"prompt_cache": keeps},
+    parser.add_argument("--rounds", type=int, default=7, help="of each way (default: %(default)s)")
+    parser.add_argument("--ways", default=",".join(WAYS), help="(default: %(default)s)")
+    parser.add_argument(
+        "--restart", type=int, default=200, help="members that outlive a restart; 0 for none (default: 200)"
     )
-    scheduler: Any = llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
-    found: dict[str, list[float]] = {}
-    drawn = random.Random(0)
-    numbers = itertools.count()
-    pool = [_unit(f"member {i}", args.tokens // NUM_MEMBERS, ROOT_TOKENS) for i in range(NUM_MEMBERS)]
-    _ask(llm, _plan(pool, next(numbers)))
-
-    def note(name: str, milliseconds: float) -> None:
-        found.setdefault(f"{args.tokens} tokens {name}", []).append(milliseconds)
-
-    def drop() -> None:
-        for _ in scheduler.store.resident.reclaim(set()):
-            pass
-        llm.generate({"prompt_token_ids": [1, 2, 3]}, _one_token(), use_tqdm=False)
-
-    for round_number in range(args.rounds):
-        whole = [_unit(f"whole {round_number}", args.tokens, ROOT_TOKENS)]
-        note("encoded", _ask(llm, _plan(whole, next(numbers))))
-        drop()
-        note("loaded", _ask(llm, _plan(whole, next(numbers))))
-        order = drawn.sample(pool, NUM_MEMBERS)
-        drop()
-        note("in 8 members, in records", _ask(llm, _plan(order, next(numbers))))
-        note("in 8 members, placed", _ask(llm, _plan(order, next(numbers))))
-        plain = prompt_token_ids(_plan([_unit(f"plain {round_number}", args.tokens, 0)], 0))
-        note("full prefill", _ask(llm, plain))
-        note("perfect prefix", _ask(llm, [*plain[:-NEW_TOKENS], *range(200, 200 + NEW_TOKENS)]))
-    return found
+    parser.add_argument("--restart-tokens", type=int, default=200, help="of each (default: %(default)s)")
+    parser.add_argument("--restarts", type=int, default=3, help="restarts (default: %(default)s)")
 
 
-def _unit(name: str, num_tokens: int, position: int) -> Unit:
-    tokens = np.random.default_rng(zlib.crc32(name.encode())).integers(100, 40_000, num_tokens)
-    return Unit(name, tokens, np.arange(position, position + num_tokens), np.ones(num_tokens, bool), ())
+def run(run: Run, args: argparse.Namespace) -> None:
+    """First tokens on three servers in turn, then restarts of another."""
+    settings = run.settings
+    source = TextSource(
+        read_corpus(settings.data), AutoTokenizer.from_pretrained(settings.model), settings.seed
+    )
+    run.result["text"] = {"source": source.corpus.source, "tokens": source.num_distinct_tokens}
+    lengths = [1024] if settings.quick else [int(length) for length in args.tokens.split(",")]
+    rounds = 2 if settings.quick else args.rounds
+    ways = args.ways.split(",")
+    for length in lengths:
+        if run.wants(str(length)):
+            run.add(str(length), _first_tokens(run, length, source, ways, rounds))
+            run.say(f"{length} tokens: {said_of(run.result['cells'][str(length)])}")
+    count = min(args.restart, 8) if settings.quick else args.restart
+    if count and run.wants(RESTART):
+        restarts = 1 if settings.quick else args.restarts
+        run.add(RESTART, _restarts(run, count, args.restart_tokens, source, restarts))
+        run.say(f"restart: {said_of(run.result['cells'][RESTART])}")
 
 
-def _plan(units: list[Unit], number: int) -> Plan:
-    """Units one behind the other, and new text that is another each time."""
-    segments: list[Segment] = []
-    at = ROOT_TOKENS
-    for unit in units:
-        segments.append(CachedSegment(unit, 0, unit.num_tokens, at))
-        at += unit.num_tokens
-    tokens = np.random.default_rng(number).integers(100, 40_000, NEW_TOKENS).tolist()
-    segments.append(NewSegment(tokens, at, "new"))
-    return Plan("loading", "loading", tuple(units), tuple(segments))
+# -- first tokens --------------------------------------------------------------------------------------
 
 
-def _ask(llm: Any, prompt: Plan | list[int]) -> float:
-    params = _one_token()
-    if isinstance(prompt, Plan):
-        params.extra_args = {"prompt_cache": plan_to_wire(prompt, with_texts=True)}
-    tokens = prompt_token_ids(prompt) if isinstance(prompt, Plan) else prompt
-    begun = time.perf_counter()
-    llm.generate({"prompt_token_ids": tokens}, params, use_tqdm=False)
-    return (time.perf_counter() - begun) * 1000
+def _first_tokens(run: Run, length: int, source: TextSource, ways: list[str], rounds: int) -> Cell:
+    pools = [_Pool.fill(f"p{uuid4().hex[:8]}", length // MEMBERS, source) for _ in range(GROUPS)]
+    samples: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    with contextlib.ExitStack() as stack:
+        servers = _servers(run, stack, length, ways)
+        for name in ("memory", "files"):
+            for pool in pools if name in servers else ():
+                servers[name].register(pool.to_pml())
+        client = stack.enter_context(Client())
+        asking = _Asking(client, servers, pools, source, run.settings.seed)
+        for way in ways:  # the first time, prompts are computed and records are made
+            asking.prepare(way)
+        for way, place in interleave(dict.fromkeys(ways, 1), rounds):
+            samples[way].append({"place": place, "ttft_ms": round(asking.ask(way), 3)})
+    return {"tokens": length, "new_tokens": NEW, "samples": samples, "said": asking.said}
 
 
-def _one_token() -> Any:
-    from vllm import SamplingParams
+def _servers(run: Run, stack: contextlib.ExitStack, length: int, ways: list[str]) -> dict[str, Server]:
+    """The servers that the ways ask: plain vLLM, records in memory, records in files."""
+    settings, servers = run.settings, {}
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-records-"))
+    # Any server has to hold the longest prompt that its model takes; this one takes no longer ones.
+    positions = length + ROOM
+    small = ["--max-model-len", str(positions), "--num-gpu-blocks-override", str(positions // BLOCK)]
+    records = {
+        "memory": ("host_gib=4",),
+        "files": ("host_gib=0", f"dir={folder}"),
+    }
+    if {"full", "prefix"} & set(ways):
+        servers["plain"] = Server(settings, Plugin.OFF, name="vLLM")
+    for name, options in records.items():
+        if any(_SERVER[way] == name for way in ways):
+            given = [f"--prompt-cache-config.{option}" for option in options]
+            servers[name] = Server(settings, Plugin.ON, *small, *given, name=f"records in {name}")
+    for server in servers.values():
+        run.add_server(stack.enter_context(server).describe())
+    return servers
 
-    return SamplingParams(max_tokens=1, temperature=0, detokenize=False)
+
+_SERVER = {
+    "full": "plain",
+    "prefix": "plain",
+    "placed": "memory",
+    "records": "memory",
+    "files": "files",
+    "cold": "memory",
+}
 
 
-if __name__ == "__main__":
-    main()
+class _Pool:
+    """A pool of eight members; each prompt takes them in another order."""
+
+    def __init__(self, name: str, members: list[Module]):
+        self.name, self.members = name, members
+
+    @classmethod
+    def fill(cls, name: str, num_tokens: int, source: TextSource) -> _Pool:
+        return cls(name, [make_module(f"m{i}", num_tokens, source) for i in range(MEMBERS)])
+
+    def to_pml(self) -> str:
+        members = "".join(member.to_pml() for member in self.members)
+        return f'<schema name="{self.name}"><pool name="pool">{members}</pool></schema>'
+
+    def prompt(self, members: list[Module]) -> str:
+        chosen = "".join(f"<{member.name}/>" for member in members)
+        return f'<prompt schema="{self.name}"><pool>{chosen}</pool></prompt>'
+
+
+class _Asking:
+    """Requests of each way, and what the servers say of them."""
+
+    def __init__(
+        self, client: Client, servers: dict[str, Server], pools: list[_Pool], source: TextSource, seed: int
+    ):
+        self._client, self._servers, self._source = client, servers, source
+        self._rng = np.random.default_rng(seed)
+        # Each server is asked for its groups in turn, so that a group's placements are gone by then.
+        self._turns: dict[str, Iterator[_Pool]] = {
+            name: chain.from_iterable(repeat(pools)) for name in ("plain", "memory", "files")
+        }
+        self._plain = joined_ids(pools[0].members)
+        self.said: dict[str, list[list[int]]] = {}
+
+    def prepare(self, way: str) -> None:
+        """What a way rests on is made: each group's records, once; a prefix."""
+        name = _SERVER[way]
+        for _ in range(GROUPS if way in ("records", "files") else 0):
+            pool = next(self._turns[name])
+            self._time(name, self._composed(pool, pool.members))
+        if name == "plain":
+            self.ask(way)
+
+    def ask(self, way: str) -> float:
+        """Milliseconds to the first token of one more request of a way."""
+        name = _SERVER[way]
+        if name == "plain":
+            salt = {"cache_salt": uuid4().hex} if way == "full" else {}
+            prompt = [*self._plain, *self._source.token_ids(self._source.take(NEW))]
+            return self._time(name, Ask(prompt, len(prompt), body=salt))
+        pool = next(self._turns[name])
+        order = shuffled(pool.members, self._rng)
+        if way == "placed":
+            self._time(name, self._composed(pool, order))
+        salt = {"cache_salt": uuid4().hex} if way == "cold" else {}
+        before = self._counts(name)
+        milliseconds = self._time(name, self._composed(pool, order, **salt))
+        found = [after - earlier for after, earlier in zip(self._counts(name), before, strict=True)]
+        self.said.setdefault(way, []).append(found)
+        return milliseconds
+
+    def _composed(self, pool: _Pool, members: list[Module], **body: Any) -> Ask:
+        new = self._source.take(NEW)
+        tokens = len(joined_ids(members)) + NEW
+        return Ask(new, tokens, body={"pml": pool.prompt(members), **body})
+
+    def _time(self, name: str, ask: Ask) -> float:
+        return self._client.ask(self._servers[name], ask).ttft_ms
+
+    def _counts(self, name: str) -> tuple[int, int]:
+        stats = self._servers[name].call("GET", "/v1/prompt_cache/stats")
+        return stats["loads"], stats["misses"]
+
+
+# -- restarts ------------------------------------------------------------------------------------------
+
+
+def _restarts(run: Run, count: int, num_tokens: int, source: TextSource, restarts: int) -> Cell:
+    """How long a server takes until a schema's members are resident: at first, and after it was stopped."""
+    name = f"r{uuid4().hex[:8]}"
+    members = "".join(make_module(f"m{i}", num_tokens, source).to_pml() for i in range(count))
+    pml = f'<schema name="{name}"><pool name="pool">{members}</pool></schema>'
+    samples: dict[str, list[dict[str, Any]]] = {"encoded": [], "restarted": []}
+    with tempfile.TemporaryDirectory(prefix="benchmark-records-") as folder:
+        config = [f"--prompt-cache-config.dir={folder}", "--prompt-cache-config.host_gib=4"]
+        for start in range(restarts + 1):
+            with Server(run.settings, Plugin.ON, *config, name="a folder of records") as server:
+                run.add_server(server.describe())
+                if start == 0:
+                    server.register(pml)
+                begun = time.perf_counter()
+                server.call("POST", f"/v1/prompt_cache/schemas/{name}/warm", {})
+                _wait_until_resident(server, count)
+                seconds = time.perf_counter() - begun
+                way = "restarted" if start else "encoded"
+                samples[way].append({"place": [start, 0], "seconds": round(seconds, 3)})
+                run.say(f"{count} members {way} in {seconds:.2f} s")
+    return {"members": count, "tokens": count * num_tokens, "samples": samples}
+
+
+def _wait_until_resident(server: Server, count: int) -> None:
+    deadline = time.monotonic() + 600
+    while True:
+        stats = server.call("GET", "/v1/prompt_cache/stats")
+        if not stats["units_encoding"] and stats["units_resident"] >= count:
+            return
+        if time.monotonic() > deadline:
+            raise ServerError(f"{server.name}: {stats['units_resident']} of {count} members are resident")
+        time.sleep(0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,19 @@ class Library:
     questions: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path | None) -> Library:
-        """All passages and questions of a JSONL file, or of those in a folder (``contexts``, ``question``);
+    def read(cls, path: Path | None, num_passages: int | None = None, seed: int = 0) -> Library:
+        """Passages and questions of a JSONL file, or of those in a folder (``contexts``, ``question``);
         for None, of the installed packages' descriptions, in pieces, asked about by a few of their words.
+
+        Of more passages than ``num_passages`` so many are drawn with the seed.
 
         Raises:
             ValueError: there are too few passages.
         """
         library = cls._of_packages() if path is None else cls._of_files(path)
+        if num_passages is not None and num_passages < len(library.passages):
+            drawn = np.random.default_rng(seed).choice(len(library.passages), num_passages, replace=False)
+            library = replace(library, passages=tuple(library.passages[i] for i in sorted(drawn.tolist())))
         if len(library.passages) < MOST or not library.questions:
             raise ValueError(f"{library.source} holds no {MOST} passages and a question")
         return library

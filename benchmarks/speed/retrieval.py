@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,41 +15,44 @@ from transformers import AutoTokenizer
 
 from benchmarks.harness.ask import Ask
 from benchmarks.harness.load import ask_at_once
-from benchmarks.harness.plot import Panel, Series
-from benchmarks.harness.report import Figure, Table, shown
-from benchmarks.harness.run import Cell, Result, Run
-from benchmarks.harness.servers import Plugin, Server, let_others_rest
-from benchmarks.harness.spread import Spread, by_place, interleave, ratio_of
+from benchmarks.harness.run import Cell, Run
+from benchmarks.harness.servers import MODEL_NAME, Plugin, Server, let_others_rest
+from benchmarks.harness.spread import interleave
 from benchmarks.speed.passages import Found, Library
 from benchmarks.speed.reordering import Reordering
+from benchmarks.speed.retrieval_report import LOADS, POPULAR, WAYS, figures, panels, said_of, tables
 
-WAYS = {
-    "off": "vLLM, no cache",
-    "on": "vLLM, prefix cache",
-    "reordered": "prefix cache, passages reordered",
-    "marks": "passages marked",
-}
+__all__ = ["add_arguments", "figures", "panels", "run", "tables"]
+
 CONCURRENCY = "1,2,4,8,16,32"
-# Popular questions are asked again and again: Zipf over the first so many.
-POPULAR = 64
-LOADS = {"new": "each question once", "popular": f"{POPULAR} questions, Zipf-distributed"}
 # Tokens of the chat template around a question, at most; only a guess for vLLM's benchmark.
 AROUND = 32
+# Of the passages that are sent before `seen`, so many go into one request, and so many requests at once.
+PASSAGES_A_REQUEST, REQUESTS_AT_ONCE = 10, 4
+# So many questions are compared token by token between the ways.
+COMPARED = 8
 
 
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
     parser.add_argument("--passages", help="JSONL, or a folder of it (default: texts of installed packages)")
+    parser.add_argument("--num-passages", type=int, help="draw so many of them (default: all)")
     parser.add_argument("--load", default=",".join(LOADS), help="kinds of load (default: %(default)s)")
     parser.add_argument("--concurrency", default=CONCURRENCY, help="in flight (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="bursts of each way (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=16, help="of a burst, at least, and two for each in flight beyond 8"
+    )
     parser.add_argument("--answer-tokens", type=int, default=16, help="of each (default: %(default)s)")
     parser.add_argument(
         "--warm-up",
         type=int,
         default=200,
         help="questions that each way is asked before the first sample (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host-gib", type=float, default=2.0, help="records of marked passages (default: %(default)s)"
     )
 
 
@@ -64,7 +68,6 @@ class Questions:
         weights = 1 / np.arange(1, min(POPULAR, len(self._found)) + 1)
         self._weights = weights / weights.sum()
         self._reordering: Reordering | None = None
-        self.num_passages: list[int] = []
 
     def take(self, load: str, count: int) -> list[Found]:
         """The next questions of a kind of load."""
@@ -73,7 +76,6 @@ class Questions:
         else:
             picked = [(self._next + i) % len(self._found) for i in range(count)]
             self._next += count
-        self.num_passages += [len(self._found[i].passages) for i in picked]
         return [self._found[i] for i in picked]
 
     def asks(self, way: str, found: Sequence[Found]) -> list[Ask]:
@@ -81,13 +83,14 @@ class Questions:
         if way == "reordered":
             self._reordering = self._reordering or Reordering()
             found = self._reordering.reorder(found)
-        return [self._ask(one, marked=way == "marks") for one in found]
+        return [self.ask(one, marked=way == "marks") for one in found]
 
-    def _ask(self, found: Found, *, marked: bool) -> Ask:
+    def ask(self, found: Found, *, marked: bool) -> Ask:
+        """A question behind its passages, each a part of the message by itself."""
         mark = {"cache_control": {"type": "ephemeral"}} if marked else {}
-        parts = [{"type": "text", "text": f"{passage}\n\n", **mark} for passage in found.passages]
+        parts = [{"type": "text", "text": passage, **mark} for passage in found.passages]
         parts.append({"type": "text", "text": found.question})
-        text = "".join(part["text"] for part in parts)
+        text = "\n".join(part["text"] for part in parts)
         length = len(self._tokenizer.encode(text, add_special_tokens=False)) + AROUND
         return Ask([{"role": "user", "content": parts}], length, self._num_answer_tokens)
 
@@ -95,7 +98,7 @@ class Questions:
 def run(run: Run, args: argparse.Namespace) -> None:
     """A server for each way, all at once; bursts in turn, every way asked the same questions."""
     settings = run.settings
-    library = Library.read(Path(args.passages) if args.passages else None)
+    library = Library.read(Path(args.passages) if args.passages else None, args.num_passages, settings.seed)
     questions = Questions(
         library, AutoTokenizer.from_pretrained(settings.model), args.answer_tokens, settings.seed
     )
@@ -105,24 +108,31 @@ def run(run: Run, args: argparse.Namespace) -> None:
     if all(run.has(f"{load}:{level}") for load, level in points):
         return
     with contextlib.ExitStack() as stack:
-        servers = {way: stack.enter_context(_server(way, settings)) for way in ways}
+        servers = {way: stack.enter_context(_server(way, settings, args.host_gib)) for way in ways}
         for server in servers.values():
             run.add_server(server.describe())
         warm_up = 4 if settings.quick else args.warm_up
-        run.result["passages"] = {
+        known = run.result.setdefault("passages", {})
+        known |= {
             "source": library.source,
             "passages": len(library.passages),
             "questions": len(library.questions),
             "warm_up": warm_up,
         }
+        run.say(f"{len(servers)} servers; {warm_up} questions each before the first sample")
+        known |= _compare_tokens(servers, questions)
         _warm_up(servers, questions, warm_up)
         for load, level in points:
             key = f"{load}:{level}"
             if run.wants(key):
-                count = 4 if settings.quick else max(16, 2 * level)
-                cell = _measure(servers, questions, load, level, count, rounds)
+                if load == "seen" and "sent_s" not in known and "marks" in servers:
+                    known["sent_s"] = _send_all(servers["marks"], library, questions, settings.quick)
+                    run.say(f"every passage was sent, marked: {known['sent_s']:.0f} s")
+                asked = {way: servers[way] for way in servers if way in LOADS[load].ways}
+                count = 4 if settings.quick else max(args.requests, 2 * level if level > 8 else level)
+                cell = _measure(asked, questions, load, level, count, rounds)
                 run.add(key, {"load": load, "concurrency": level, **cell})
-                run.say(f"{key}: marks / prefix cache {shown(_ratio(cell, 'marks', 'on'), 2)}")
+                run.say(f"{key}: {said_of(cell)}")
 
 
 def _ways(run: Run, given: str) -> list[str]:
@@ -133,10 +143,29 @@ def _ways(run: Run, given: str) -> list[str]:
     return ways
 
 
-def _server(way: str, settings: Any) -> Server:
+def _server(way: str, settings: Any, host_gib: float) -> Server:
+    if way == "marks":
+        records = f"--prompt-cache-config.host_gib={host_gib}"
+        return Server(settings, Plugin.ON, records, name=WAYS[way])
     arguments = ["--no-enable-prefix-caching"] if way == "off" else []
-    plugin = Plugin.ON if way == "marks" else Plugin.OFF
-    return Server(settings, plugin, *arguments, name=WAYS[way])
+    return Server(settings, Plugin.OFF, *arguments, name=WAYS[way])
+
+
+def _compare_tokens(servers: dict[str, Server], questions: Questions) -> dict[str, Any]:
+    """How many of a few questions are the same prompt token by token in all ways but the one that reorders
+    passages, and how many tokens they have in each."""
+    found = questions.take("new", COMPARED)
+    prompts: dict[str, list[list[int]]] = {}
+    for way, server in servers.items():
+        prompts[way] = []
+        for ask in questions.asks(way, found):
+            body = {"messages": ask.prompt, "max_tokens": 1, "return_token_ids": True}
+            answer = server.call("POST", ask.path, {"model": MODEL_NAME, **body})
+            prompts[way].append(answer["prompt_token_ids"])
+    ordered = [prompts[way] for way in prompts if way != "reordered"]
+    same = sum(all(one == each[0] for one in each) for each in zip(*ordered, strict=True))
+    lengths = {way: sum(map(len, each)) for way, each in prompts.items()}
+    return {"compared": len(found), "same_tokens": same, "tokens_compared": lengths}
 
 
 def _warm_up(servers: dict[str, Server], questions: Questions, count: int) -> None:
@@ -145,6 +174,19 @@ def _warm_up(servers: dict[str, Server], questions: Questions, count: int) -> No
     for way, server in servers.items():
         asked = found[:4] if way == "off" else found
         ask_at_once(server, questions.asks(way, asked), 8)
+
+
+def _send_all(server: Server, library: Library, questions: Questions, quick: bool) -> float:
+    """Send every passage once, marked, a few in a request; returns the seconds that it took."""
+    passages = library.passages[: 4 * PASSAGES_A_REQUEST] if quick else library.passages
+    starts = range(0, len(passages), PASSAGES_A_REQUEST)
+    asks = [
+        questions.ask(Found("?", passages[start : start + PASSAGES_A_REQUEST]), marked=True)
+        for start in starts
+    ]
+    begun = time.perf_counter()
+    ask_at_once(server, asks, REQUESTS_AT_ONCE)
+    return time.perf_counter() - begun
 
 
 def _measure(
@@ -164,96 +206,3 @@ def _measure(
         samples[way].append({"place": place, "cached": cached, "tokens": total, **burst.to_json()})
     memory = {way: server.memory_bytes() for way, server in servers.items()}
     return {"requests": count, "samples": samples, "memory_bytes": memory}
-
-
-# -- the result ----------------------------------------------------------------------------------------
-
-
-def _spread(cell: Cell, way: str) -> Spread | None:
-    samples = cell["samples"].get(way)
-    return Spread.of(sample["requests_per_s"] for sample in samples) if samples else None
-
-
-def _ttft(cell: Cell, way: str) -> Spread | None:
-    times = [time for sample in cell["samples"].get(way, ()) for time in sample["ttfts_ms"]]
-    return Spread.of(times) if times else None
-
-
-def _ratio(cell: Cell, above: str, below: str) -> Spread | None:
-    rates = {way: by_place(cell["samples"].get(way, ()), "requests_per_s") for way in (above, below)}
-    return ratio_of(rates[above], rates[below])
-
-
-def cached_share(cells: Iterable[Cell], way: str) -> float | None:
-    """The share of prompts' tokens that a way's server says it found."""
-    samples = [sample for cell in cells for sample in cell["samples"].get(way, ())]
-    total = sum(sample["tokens"] for sample in samples)
-    return sum(sample["cached"] for sample in samples) / total if total else None
-
-
-def winner(cell: Cell) -> str:
-    """The way with the most requests a second."""
-    rates = {way: spread.median for way in WAYS if (spread := _spread(cell, way))}
-    return WAYS[max(rates, key=lambda way: rates[way])]
-
-
-def tables(result: Result) -> list[Table]:
-    """Throughput, first token, what was cached, memory."""
-    cells = list(result["cells"].values())
-    first = ("load", "in flight")
-    names = [(LOADS[cell["load"]], str(cell["concurrency"])) for cell in cells]
-    shares = [[cached_share([cell], way) for way in WAYS] for cell in cells]
-    known = result["passages"]
-    note = (
-        f"{known['passages']} passages and {known['questions']} questions: {known['source']}. Each is "
-        "asked over its best 5 to 10 by BM25, in their ranking but where they are reordered. Every way was "
-        f"asked {known['warm_up']} before. Marks change nothing of a prompt but how it is computed."
-    )
-    rates = [
-        (*name, *(shown(_spread(cell, way), 2) for way in WAYS), winner(cell))
-        for name, cell in zip(names, cells, strict=True)
-    ]
-    times = [
-        (*name, *(shown(_ttft(cell, way), 0) for way in WAYS))
-        for name, cell in zip(names, cells, strict=True)
-    ]
-    cached = [
-        (*name, *("–" if share is None else f"{share:.0%}" for share in row))
-        for name, row in zip(names, shares, strict=True)
-    ]
-    memory = cells[-1]["memory_bytes"] if cells else {}
-    sizes = tuple(f"{memory[way] / 2**30:.2f}" if way in memory else "–" for way in WAYS)
-    ways = tuple(WAYS.values())
-    return [
-        Table("Requests per second", (*first, *ways, "most"), tuple(rates), note),
-        Table("Time to first token, ms", (*first, *ways), tuple(times)),
-        Table("Prompt tokens that were cached", (*first, *ways), tuple(cached)),
-        Table(
-            "Memory at the end, GiB", ways, (sizes,), "Of all the server's processes, shared pages in parts."
-        ),
-    ]
-
-
-def figures(result: Result) -> list[Figure]:
-    """More requests than with the prefix cache, reordered or not."""
-    found = []
-    for other in ("on", "reordered"):
-        cell = result["cells"].get("new:8")
-        ratio = _ratio(cell, "marks", other) if cell else None
-        if ratio is not None:
-            found.append(Figure(f"marked / {WAYS[other]}, new questions, 8 in flight", ratio, 1.0, False))
-    return found
-
-
-def panels(result: Result) -> list[Panel]:
-    """Requests a second by concurrency, one panel a kind of load."""
-    made = []
-    for load in dict.fromkeys(cell["load"] for cell in result["cells"].values()):
-        cells = [cell for cell in result["cells"].values() if cell["load"] == load]
-        series = [
-            Series(what, tuple((c["concurrency"], s) for c in cells if (s := _spread(c, way))))
-            for way, what in WAYS.items()
-        ]
-        drawn = tuple(one for one in series if one.points)
-        made.append(Panel(LOADS[load], "requests in flight", "requests/s", drawn, log_x=len(cells) > 1))
-    return made

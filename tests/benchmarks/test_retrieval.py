@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.speed.passages import FEWEST, MOST, Found, Library, rank
 from benchmarks.speed.reordering import Reordering
-from benchmarks.speed.retrieval import WAYS, Questions, cached_share, figures, panels, tables, winner
+from benchmarks.speed.retrieval import Questions
+from benchmarks.speed.retrieval_report import WAYS, cached_share, figures, panels, tables, winner
 
 needs_contextpilot = pytest.mark.skipif(
     find_spec("contextpilot") is None, reason="pip install 'vllm-promptcache[reorder]'"
@@ -35,6 +36,15 @@ def test_a_library_holds_each_passage_and_question_once(folder: Path) -> None:
     assert library.source == "0.jsonl, 1.jsonl"
     with pytest.raises(ValueError, match="passages and a question"):
         Library.read(folder / "0.jsonl")
+
+
+def test_passages_are_drawn_with_a_seed_and_stay_in_order() -> None:
+    whole, drawn = Library.read(None), Library.read(None, 50, seed=1)
+    places = [whole.passages.index(passage) for passage in drawn.passages]
+    assert len(places) == 50 and places == sorted(set(places))
+    assert drawn == Library.read(None, 50, seed=1) != Library.read(None, 50, seed=2)
+    assert drawn.questions == whole.questions
+    assert Library.read(None, len(whole.passages) + 1) == whole
 
 
 def test_installed_packages_are_a_library_too() -> None:
@@ -101,12 +111,19 @@ def test_tables_say_which_way_wins() -> None:
         "samples": {way: samples(*given) for way, given in rates.items()},
         "memory_bytes": dict.fromkeys(WAYS, 2**30),
     }
-    known = {"source": "here", "passages": 10, "questions": 10, "warm_up": 4}
-    result = {"cells": {"new:8": cell}, "passages": known}
+    seen = {"load": "seen", "concurrency": 32, "memory_bytes": {"on": 3 * 2**30, "marks": 2**30}}
+    seen["samples"] = {"on": samples(1.0, 10), "marks": samples(9.0, 90)}
+    known = {"source": "here", "passages": 10, "questions": 10, "warm_up": 4, "sent_s": 12.3}
+    known |= {"compared": 8, "same_tokens": 8, "tokens_compared": {"on": 80, "reordered": 80, "marks": 80}}
+    result = {"cells": {"new:8": cell, "seen:32": seen}, "passages": known}
     assert winner(cell) == WAYS["reordered"]
     assert cached_share([cell], "marks") == 0.9 and cached_share([cell], "off") == 0
+    assert cached_share([seen], "reordered") == 0 and winner(seen) == WAYS["marks"]
     made = tables(result)
     assert made[0].rows[0][-1] == WAYS["reordered"]
-    assert "90%" in made[2].rows[0] and made[3].rows[0] == ("1.00",) * 4
-    assert [figure.is_reached for figure in figures(result)] == [True, False]
-    assert [len(panel.series) for panel in panels(result)] == [4]
+    assert "8 prompts 8 are the same" in made[0].note and "took 12 s" in made[0].note
+    assert made[1].rows[1] == (*made[0].rows[1][:2], "–", "9, 9", "–", "9, 9")
+    assert "90%" in made[2].rows[0] and made[3].rows[0] == ("1.00", "3.00", "1.00", "1.00")
+    assert made[4].rows == (("each question once", "8", "1.33 (1.33 to 1.33)"),)
+    assert [figure.is_reached for figure in figures(result)] == [True, False, True]
+    assert [len(panel.series) for panel in panels(result)] == [4, 2]
