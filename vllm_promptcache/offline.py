@@ -185,11 +185,13 @@ class LLM(vllm.LLM):
         messages: Sequence[dict[str, Any]] | None = None,
         *,
         prompt: str | Sequence[int] = "",
+        tools: list[dict[str, Any]] | None = None,
         reuse: bool = True,
         repair: str | Repair | None = None,
     ) -> dict[str, Any]:
         """The plan, as JSON, of what `generate_pml` or, with ``messages``, `chat_pml` would run."""
-        return plan_to_json(self.compose(pml, messages, prompt=prompt, reuse=reuse, repair=repair).plan)
+        composed = self.compose(pml, messages, prompt=prompt, tools=tools, reuse=reuse, repair=repair)
+        return plan_to_json(composed.plan)
 
     # -- plain chats with marked parts -------------------------------------------------------------
 
@@ -228,6 +230,7 @@ class LLM(vllm.LLM):
         messages: Sequence[dict[str, Any]] | None = None,
         *,
         prompt: str | Sequence[int] = "",
+        tools: list[dict[str, Any]] | None = None,
         reuse: bool = True,
         repair: str | Repair | None = None,
     ) -> ComposedPrompt:
@@ -235,7 +238,7 @@ class LLM(vllm.LLM):
         options = PromptOptions.of(reuse=reuse, repair=repair)
         if messages is None:
             return self._compose_text(pml, prompt, options, tenant=False)
-        return self._compose_chat(pml, messages, options, tenant=False)
+        return self._compose_chat(pml, messages, options, tenant=False, tools=tools)
 
     def build_layout(self, schema: SchemaNode) -> SchemaLayout:
         """A schema's layout for this model, without registering it. Raises PMLError."""

@@ -43,6 +43,21 @@ def test_check_says_what_it_has_seen(folder: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.endswith("ask.xml: prompt over travel (not checked against it)\n")
 
 
+def test_check_names_a_place_for_tools(
+    folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("agent.pml").write_text(
+        '<schema name="agent"><system>You act.<tools length="50"/></system></schema>'
+    )
+    assert run("check", "agent.pml") == 0
+    assert capsys.readouterr().out == "agent.pml: schema agent, 0 modules, a place for tools\n"
+    assert run("check", "--model", embedded_model, "agent.pml") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "agent.pml: schema agent, 0 modules, a place for tools, 58 positions",
+        "agent.pml: note: schema agent: it has a place for tools, and the model's chat template writes none",
+    ]
+
+
 def test_check_reports_every_mistake_of_every_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "ask.xml").write_text(PROMPT.replace("alps", "apls").replace("days", "day"))
     (folder / "broken.pml").write_text("<schema name='s'>")

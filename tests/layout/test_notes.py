@@ -28,6 +28,13 @@ def test_notes(schema: str) -> None:
     assert list(notes_on(build_layout(node, tokenizer_with("qwen3"), 4096))) == NOTES[schema]
 
 
+@pytest.mark.parametrize(("name", "notes"), [("qwen3", 0), ("mistral", 0), ("llama3.1", 0), ("chatml", 1)])
+def test_a_template_that_writes_no_tools(name: str, notes: int) -> None:
+    (node,) = parse_document("<schema name='s'><system>S<tools/></system></schema>").schemas
+    found = list(notes_on(build_layout(node, tokenizer_with(name), 4096)))
+    assert found == ["it has a place for tools, and the model's chat template writes none"] * notes
+
+
 def test_without_a_system_role() -> None:
     (node,) = parse_document("<schema name='s'>S</schema>").schemas
     (note,) = notes_on(build_layout(node, tokenizer_with("gemma"), 4096))

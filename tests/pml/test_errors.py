@@ -346,6 +346,16 @@ NAMES = {
         "1:27: prompt/user/user: 'user' can stand only directly in the prompt, after the last module"
     ],
     "<prompt schema='s'><user name='x'/></prompt>": ["1:26: prompt/user/@name: unknown attribute 'name'"],
+    "<schema name='s'><tools/><user><tools length='0' x='1'>t</tools></user></schema>": [
+        "1:32: schema[s]/user/tools: a schema has one place for tools, and this is another",
+        "1:39: schema[s]/user/tools/@length: 'length' is '0'; it must be a number of tokens, at least 1",
+        "1:50: schema[s]/user/tools/@x: unknown attribute 'x'",
+        "1:56: schema[s]/user/tools: text cannot stand in 'tools'",
+    ],
+    "<schema name='s'><module name='m'><tools/></module><tool/></schema>": [
+        "1:35: schema[s]/module[m]/tools: 'tools' cannot stand in 'module'",
+        "1:52: schema[s]/tool: unknown element 'tool'; did you mean 'tools'?",
+    ],
     "<prompt schema='s'><a space='x'/></prompt>": [
         "1:23: prompt/a/@space: 'space' is 'x'; allowed are 'dedent', 'compact', 'normalize', 'preserve'"
     ],

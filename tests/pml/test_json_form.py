@@ -40,6 +40,14 @@ SAME: list[tuple[dict[str, Any], str]] = [
         '<pool name="p" length="9"><module name="m">M</module></pool><scaffold modules="a/b d"/></schema>',
     ),
     (
+        {"name": "s", "content": [{"role": "system", "content": ["S", {"tools": True}]}]},
+        '<schema name="s"><system>S<tools/></system></schema>',
+    ),
+    (
+        {"name": "s", "content": [{"tools": True, "length": 40}, "S"]},
+        '<schema name="s"><tools length="40"/>S</schema>',
+    ),
+    (
         {
             "name": "s",
             "modules": [
@@ -107,6 +115,15 @@ WRONG: list[tuple[Any, str]] = [
         "only",
     ),
     ({"name": "s/t"}, "of a schema has a '/'"),
+    ({"name": "s", "content": [{"tools": True}, {"tools": True}]}, "a schema has one place for tools"),
+    ({"name": "s", "content": [{"tools": False}]}, "content.0.tools: Input should be True"),
+    (
+        {
+            "name": "s",
+            "modules": [{"name": "a", "content": [{"role": "user", "content": [{"tools": True}]}]}],
+        },
+        "schema[s]/module[a]/user/tools: 'tools' cannot stand in 'module'",
+    ),
     (
         {"name": "s", "modules": [{"name": "a", "text": "x\ud800"}]},
         "U+D800 LONE SURROGATE at index 1, which is no text",

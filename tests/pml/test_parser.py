@@ -20,6 +20,7 @@ from vllm_promptcache.pml.nodes import (
     SchemaChild,
     SchemaNode,
     TextNode,
+    ToolsNode,
     UnionNode,
 )
 from vllm_promptcache.pml.parser import load_schema_file, parse_document
@@ -60,6 +61,20 @@ def test_every_element() -> None:
         RoleNode("system", (TextNode("S", HERE), ModuleNode("c", True, (), HERE)), HERE),
         ScaffoldNode((("c",), ("a",)), HERE),
     )
+
+
+def test_a_place_for_tools() -> None:
+    assert children_of("<system>S <tools/></system>") == (
+        RoleNode("system", (TextNode("S ", HERE), ToolsNode(None, HERE)), HERE),
+    )
+    (before, tools) = children_of("\n  Be brief.\n\n  <tools length='400'/>\n")
+    assert (before, tools) == (TextNode("Be brief.", HERE), ToolsNode(400, HERE))
+    one, two = parse_document(
+        "<pml><schema name='s'><tools/></schema><schema name='t'><tools/></schema></pml>"
+    ).schemas
+    assert one.children == two.children == (ToolsNode(None, HERE),)
+    named = parse_document("<prompt schema='s'><tools/></prompt>").prompt
+    assert named is not None and named.children == (IncludeNode("tools", {}, (), HERE),)
 
 
 def test_a_parameter_and_its_aliases() -> None:

@@ -9,7 +9,10 @@ from vllm_promptcache.pml.parser import parse_document
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
 
 
-@pytest.mark.parametrize("schema", sorted({case.schema for case in CASES}))
+WITH_TOOLS = "<schema name='s'><system>S<tools length='9'/></system></schema>"
+
+
+@pytest.mark.parametrize("schema", sorted({WITH_TOOLS, *(case.schema for case in CASES)}))
 def test_a_schema_comes_back_as_it_was(schema: str) -> None:
     for node in parse_document(schema, "pml").schemas:
         assert schema_from_plain(json.loads(json.dumps(to_plain(node))), "stored") == node

@@ -121,6 +121,8 @@ class _Checker:
         text = f"schema {layout.name}, {number} module{'' if number == 1 else 's'}"
         if layout.pools:
             text += f", {len(layout.pools)} pool{'' if len(layout.pools) == 1 else 's'}"
+        if layout.tools is not None:
+            text += ", a place for tools"
         return f"{text}, {layout.num_positions} positions" if self._measures else text
 
     def _lay_out(self, schema: SchemaNode) -> None:

@@ -44,6 +44,7 @@ def details(entry: SchemaEntry, status: Status) -> dict[str, Any]:
             {"id": scaffold.unit.id, "tokens": int(scaffold.unit.kept.sum()), **_of(scaffold.unit, status)}
             for scaffold in layout.scaffolds
         ],
+        **({"tools": {"positions": layout.tools.num_positions}} if layout.tools is not None else {}),
     }
 
 

@@ -18,12 +18,14 @@ from vllm_promptcache.layout.parts import (
     ParameterLayout,
     PoolLayout,
     ScaffoldLayout,
+    ToolsLayout,
     Trailing,
     UnionLayout,
 )
 from vllm_promptcache.layout.pools import make_pool, units_of
 from vllm_promptcache.layout.scaffolds import make_scaffolds
 from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.layout.tools import lay_out_tools
 from vllm_promptcache.layout.units import lay_out_module, make_unit
 from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.nodes import PoolNode, SchemaNode
@@ -63,11 +65,17 @@ def build_layout(
     scaffolds = make_scaffolds(schema, root, builder.units, issues)
     issues.raise_if_any()
     members = [units_of(module.pool.members.values()) for module in modules if module.pool is not None]
-    units = (*builder.units.values(), *chain(*members), *(scaffold.unit for scaffold in scaffolds))
+    tools = lay_out_tools(root.tools, schema, encoder) if root.tools is not None else None
+    units = (
+        *(tools.context if tools is not None else ()),
+        *builder.units.values(),
+        *chain(*members),
+        *(scaffold.unit for scaffold in scaffolds),
+    )
     return SchemaLayout(
         name=schema.name,
         encode=schema.encode,
-        digest=_digest(schema, modules, scaffolds, root.trailing),
+        digest=_digest(schema, modules, scaffolds, root.trailing, tools),
         num_positions=root.end,
         max_model_len=max_model_len,
         modules=modules,
@@ -75,6 +83,7 @@ def build_layout(
         unit_places=_unit_places(units),
         scaffolds=tuple(scaffolds),
         trailing=tuple(root.trailing),
+        tools=tools,
         encoder=encoder,
         node=schema,
         has_bos=root.has_bos,
@@ -168,6 +177,7 @@ def _digest(
     modules: Sequence[ModuleLayout],
     scaffolds: Sequence[ScaffoldLayout],
     trailing: Sequence[Trailing],
+    tools: ToolsLayout | None,
 ) -> str:
     structure = {
         "name": schema.name,
@@ -175,6 +185,7 @@ def _digest(
         "modules": [_module_structure(module) for module in modules],
         "scaffolds": [[s.unit.id, s.unit.digest, s.required, s.covered] for s in scaffolds],
         "trailing": [list(text.token_ids) for text in trailing],
+        **({"tools": [unit.digest for unit in tools.context]} if tools else {}),
     }
     return sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
 

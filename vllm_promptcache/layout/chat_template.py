@@ -109,6 +109,27 @@ class ChatTemplate:
         words = self.words(role)
         return RoleWords(self._renderer.before_first(role) or words.before, words.after)
 
+    @cached_property
+    def beginning(self) -> str:
+        """The words that begin a conversation, up to its first content, without BOS.
+
+        Raises ChatTemplateError where there is no template.
+        """
+        role = "system" if self.has_role("system") else "user"
+        return self._renderer.before_first(role) or ""
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the tools of a request. Raises ChatTemplateError as `beginning`."""
+        self._renderer.require_template()
+        function = {"name": "f", "description": "F.", "parameters": {"type": "object", "properties": {}}}
+        tools = [{"type": "function", "function": function}]
+        for roles in (["user"], ["system", "user"]):
+            texts = self._renderer.around_contents(roles, {"tools": tools})
+            if texts is not None:
+                return texts != self._renderer.around_contents(roles)
+        return False
+
     def continuation(
         self,
         messages: Sequence[Message],

@@ -19,6 +19,7 @@ from vllm_promptcache.pml.nodes import (
     SchemaChild,
     SchemaNode,
     TextNode,
+    ToolsNode,
     UnionNode,
 )
 from vllm_promptcache.pml.source import Place
@@ -68,7 +69,7 @@ class ModuleDraft:
     """A module, a pool or the schema, with its own runs and its children's drafts.
 
     `members` are a pool's, each from the pool's start on. `trailing` is the schema's own text behind a pool
-    that has no length: the starts of these runs mean nothing.
+    that has no length: the starts of these runs mean nothing. `tools` is where the schema has those of requests.
     """
 
     index: int
@@ -84,6 +85,7 @@ class ModuleDraft:
     unions: list[UnionDraft] = field(default_factory=list)
     members: list[ModuleDraft] = field(default_factory=list)
     trailing: list[Trailing] = field(default_factory=list)
+    tools: ToolsNode | None = None
     has_bos: bool = False
 
     @cached_property
@@ -195,6 +197,9 @@ class _Drafter:
                 position = self._pool(draft, child, position)
             elif isinstance(child, RoleNode):
                 position = self._role(draft, child, position)
+            elif isinstance(child, ToolsNode):
+                draft.tools = child
+                position += 0 if self._open_pool else child.length or 0
         return position
 
     def _append(

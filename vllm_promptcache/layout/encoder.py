@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from vllm_promptcache.layout.chat_template import ChatTemplate
 from vllm_promptcache.layout.template_renderer import TemplatedTokenizer
 
+# So many characters on either side of a cut decide how tokens are there.
+_NEAR = 256
+
 
 class Tokenizer(TemplatedTokenizer, Protocol):
     """What is used of a Hugging Face tokenizer."""
@@ -44,6 +47,11 @@ class TextEncoder:
     def encode(self, text: str) -> list[int]:
         """The token IDs of one text run, tokenized by itself, without special tokens."""
         return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def parts_at(self, first: str, second: str) -> bool:
+        """Whether two texts have the same tokens together as each by itself."""
+        first, second = first[-_NEAR:], second[:_NEAR]
+        return self.encode(first + second) == [*self.encode(first), *self.encode(second)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens."""

@@ -28,6 +28,8 @@ def notes_on(layout: SchemaLayout) -> Iterator[str]:
         ]
         if outside:
             yield f"{', '.join(outside)} in no message: over chat in the user's turn that follows"
+    if layout.tools is not None and not layout.encoder.template.writes_tools:
+        yield "it has a place for tools, and the model's chat template writes none"
     behind = _num_tokens_behind_modules(layout)
     if behind > _MANY_TOKENS:
         yield f"{behind} tokens of its own text stand behind modules and are computed in each request"

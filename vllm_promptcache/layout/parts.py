@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from vllm_promptcache.contract.plan import CachedSegment, Segment
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.pml.nodes import PoolNode
@@ -92,6 +94,28 @@ class PoolLayout:
     def name(self) -> str:
         """The pool's name."""
         return self.node.name
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ToolsLayout:
+    """The place of a request's tools. They are one unit, called `id`, which sees the units of `context`;
+    its home is directly behind them. `num_positions` is the room that the schema leaves for it."""
+
+    id: str
+    num_positions: int
+    context: tuple[Unit, ...]
+
+    def unit(self, token_ids: Sequence[int]) -> Unit:
+        """The unit of tools as a chat template writes them; at least one token."""
+        home = sum(unit.num_tokens for unit in self.context)
+        return unit_of(self.id, token_ids, home, self.context)
+
+
+def unit_of(id: str, token_ids: Sequence[int], home: int, context: tuple[Unit, ...]) -> Unit:
+    """A unit of text only, at consecutive positions from its home on."""
+    tokens = np.asarray(token_ids, np.int64)
+    positions = np.arange(home, home + len(tokens), dtype=np.int64)
+    return Unit(id, tokens, positions, np.ones(len(tokens), bool), context)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

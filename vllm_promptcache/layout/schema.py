@@ -9,7 +9,7 @@ from functools import cached_property
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import UNKNOWN_SCHEMA, PMLError, unknown
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, ScaffoldLayout, Trailing
+from vllm_promptcache.layout.parts import ModuleLayout, PoolLayout, ScaffoldLayout, ToolsLayout, Trailing
 from vllm_promptcache.pml.nodes import PromptNode, SchemaNode
 
 
@@ -21,7 +21,7 @@ class SchemaLayout:
     an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
     its context; `unit_places` gives for each the places in `units` of its context and itself.
     `scaffolds` stand in the order in which they are preferred. `trailing` is text behind a pool that has no
-    length: it is new in every prompt. `digest` is a hex SHA-256 over everything that decides what a prompt
+    length: it is new in every prompt. `tools` is there where the schema has a place for them. `digest` is a hex SHA-256 over everything that decides what a prompt
     becomes. `node` is what was laid out. `has_bos` says whether the schema's first token is BOS.
     """
 
@@ -35,6 +35,7 @@ class SchemaLayout:
     unit_places: Mapping[Unit, tuple[int, ...]]
     scaffolds: tuple[ScaffoldLayout, ...]
     trailing: tuple[Trailing, ...]
+    tools: ToolsLayout | None
     encoder: TextEncoder
     node: SchemaNode
     has_bos: bool

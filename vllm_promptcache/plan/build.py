@@ -19,8 +19,10 @@ from vllm_promptcache.plan.places import place_parts
 from vllm_promptcache.plan.pools import place_members
 from vllm_promptcache.plan.resolve import Included, Resolution, resolve_prompt
 from vllm_promptcache.plan.track import Track
-from vllm_promptcache.plan.turns import Flowing, Part, Turn, read_turns, take_bos, with_words
+from vllm_promptcache.plan.turns import AnyPart, Floating, Flowing, Turn, read_turns, take_bos, with_words
 from vllm_promptcache.pml.nodes import PromptNode
+
+NO_TOOLS = "the model's chat template writes no text of its own for these tools"
 
 # Token IDs and what `NewSegment.source` says of them.
 Continuation = Sequence[tuple[Sequence[int], str]]
@@ -40,7 +42,8 @@ def build_resolved(layout: SchemaLayout, resolution: Resolution, continuation: C
     turns = _turns(layout, resolution)
     parts = with_words(turns, layout.encoder, resolution.issues)
     resolution.issues.raise_if_any()
-    return _plan(layout, resolution, [*parts, *(Flowing(ids, source) for ids, source in continuation)])
+    following = [Flowing(ids, source) for ids, source in continuation]
+    return _plan(layout, resolution, [*parts, *following], resolution.notes)
 
 
 def build_chat(layout: SchemaLayout, resolution: Resolution, asked: Turns) -> Plan:
@@ -52,7 +55,11 @@ def build_chat(layout: SchemaLayout, resolution: Resolution, asked: Turns) -> Pl
     resolution.issues.raise_if_any()
     bos = take_bos(turns) if layout.has_bos else []
     joined = join_turns(turns, layout.has_roles, layout.encoder)
-    return _plan(layout, resolution, converse(joined, bos, asked, layout.encoder))
+    parts = converse(joined, bos, asked, layout.encoder, layout.tools)
+    notes = resolution.notes
+    if layout.tools is not None and asked.tools and not any(isinstance(part, Floating) for part in parts):
+        notes = (*notes, NO_TOOLS)
+    return _plan(layout, resolution, parts, notes)
 
 
 def _turns(layout: SchemaLayout, resolution: Resolution) -> list[Turn]:
@@ -63,7 +70,9 @@ def _turns(layout: SchemaLayout, resolution: Resolution) -> list[Turn]:
     return read_turns(layout, resolution, track.pieces)
 
 
-def _plan(layout: SchemaLayout, resolution: Resolution, parts: Iterable[Part]) -> Plan:
+def _plan(
+    layout: SchemaLayout, resolution: Resolution, parts: Iterable[AnyPart], notes: tuple[str, ...]
+) -> Plan:
     segments = tuple(place_parts(parts))
     issues, place = resolution.issues, resolution.prompt.place
     if not segments:
@@ -73,7 +82,7 @@ def _plan(layout: SchemaLayout, resolution: Resolution, parts: Iterable[Part]) -
         issues.add(place.issue(f"{what} and needs one to generate at"))
     issues.raise_if_any()
     segments = _end_in_new(segments, resolution)
-    return Plan(layout.name, layout.digest, _units(layout, segments), segments, resolution.notes)
+    return Plan(layout.name, layout.digest, _units(layout, segments), segments, notes)
 
 
 # What is included

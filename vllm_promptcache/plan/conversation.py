@@ -9,9 +9,10 @@ from typing import Any
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.errors import ChatTemplateError
 from vllm_promptcache.layout.encoder import TextEncoder
-from vllm_promptcache.layout.parts import Piece
+from vllm_promptcache.layout.parts import Piece, ToolsLayout
 from vllm_promptcache.layout.template_renderer import mark
-from vllm_promptcache.plan.turns import NO_WORDS, Flowing, Part, Turn, Words, flowing
+from vllm_promptcache.plan.tools import ToolsText, find_tools
+from vllm_promptcache.plan.turns import NO_WORDS, AnyPart, Flowing, Part, Turn, Words, flowing
 
 _SYSTEM = ("system", "developer")
 # As vLLM joins the text parts of one message.
@@ -58,16 +59,24 @@ def join_turns(turns: Sequence[Turn], has_roles: bool, encoder: TextEncoder) -> 
     return joined
 
 
-def converse(joined: Sequence[Turn], bos: Sequence[Piece], asked: Turns, encoder: TextEncoder) -> list[Part]:
+def converse(
+    joined: Sequence[Turn],
+    bos: Sequence[Piece],
+    asked: Turns,
+    encoder: TextEncoder,
+    tools: ToolsLayout | None = None,
+) -> list[AnyPart]:
     """The parts of the conversation: a prompt's joined turns, the messages around them, and the template's
-    words. ``bos`` is the schema's first token where that is BOS.
+    words. ``bos`` is the schema's first token where that is BOS. What the template writes of the request's
+    tools is a unit of its own where the schema has a place for ``tools``.
 
     Raises ChatTemplateError where the template refuses the conversation, or moves or loses a message, and
     where nobody asks anything.
     """
     script = _Script(joined, asked, encoder)
     order, texts = encoder.template.cut(script.messages, len(joined), asked.options)
-    parts: list[Part] = []
+    parts: list[AnyPart] = []
+    written = find_tools(tools, script.messages, order, texts, asked.options, encoder)
     if bos and encoder.template.writes_bos and texts[0].startswith(encoder.template.bos):
         parts, texts[0] = [*bos], texts[0].removeprefix(encoder.template.bos)
     after = NO_WORDS
@@ -75,10 +84,14 @@ def converse(joined: Sequence[Turn], bos: Sequence[Piece], asked: Turns, encoder
         turn = joined[index]
         script.give_back(index, texts, place)
         source = turn.source if index < len(joined) - 1 or not script.earlier else "messages"
-        parts += _between(after, texts[place], turn.before, source, encoder)
+        parts += _between(after, texts[place], turn.before, source, encoder, written.get(place))
+        if place == 0 and parts[: len(bos)] == [*bos] and not isinstance((*parts, None)[len(bos)], Piece):
+            # The schema's text stands further on: what stands before it is a prompt's plain beginning.
+            parts[: len(bos)] = [Flowing(_token_ids(piece), "template") for piece in bos]
         parts += turn.parts
         after = turn.after
-    return [*parts, *_between(after, texts[-1], NO_WORDS, "messages", encoder)]
+    last = _between(after, texts[-1], NO_WORDS, "messages", encoder, written.get(len(order)))
+    return [*parts, *last]
 
 
 class _Script:
@@ -216,14 +229,18 @@ def _cut_edges(parts: list[Part], encoder: TextEncoder) -> tuple[str, str]:
     return start, end
 
 
-def _between(after: Words, text: str, before: Words, source: str, encoder: TextEncoder) -> list[Part]:
-    """The template's text between two contents, in the schema's own words where they are the same."""
-    start: list[Part] = []
-    end: list[Part] = []
+def _between(
+    after: Words, text: str, before: Words, source: str, encoder: TextEncoder, tools: ToolsText | None
+) -> list[AnyPart]:
+    """The template's text between two contents, in the schema's own words where they are the same; `tools`
+    in it are a unit."""
+    start: list[AnyPart] = []
+    end: list[AnyPart] = []
     if after.text and text.startswith(after.text):
-        start = list(after.parts) or [flowing(encoder, after.text, "template")]
+        start = [*after.parts] or [flowing(encoder, after.text, "template")]
         text = text.removeprefix(after.text)
     if before.parts and text.endswith(before.text):
-        end = list(before.parts)
+        end = [*before.parts]
         text = text.removesuffix(before.text)
-    return [*start, *([flowing(encoder, text, source)] if text else []), *end]
+    middle: list[AnyPart] = [flowing(encoder, text, source)] if text else []
+    return [*start, *(tools.parts(text, source, encoder) if tools and text else middle), *end]

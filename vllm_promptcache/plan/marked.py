@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan, Segment
 from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.layout.parts import unit_of
 
 MARKED = "messages"
 
@@ -31,7 +30,7 @@ def build_marked(runs: Sequence[TokenRun], lead: Sequence[int]) -> Plan:
     of them or less far, so that other prompts have it as well. Their home is directly behind it. The same
     tokens are one unit, whatever they are called. At least one run has a token.
     """
-    context = (_unit(f"{MARKED}:lead", lead, 0, ()),) if lead else ()
+    context = (unit_of(f"{MARKED}:lead", lead, 0, ()),) if lead else ()
     units: dict[tuple[int, ...], Unit] = {}
     segments: list[Segment] = []
     position = 0
@@ -43,19 +42,13 @@ def build_marked(runs: Sequence[TokenRun], lead: Sequence[int]) -> Plan:
         else:
             key = tuple(run.token_ids)
             name = f"{MARKED}/{run.mark}"
-            unit = units.setdefault(key, _unit(name, run.token_ids, len(lead), context))
+            unit = units.setdefault(key, unit_of(name, run.token_ids, len(lead), context))
             segments.append(CachedSegment(unit, 0, unit.num_tokens, position))
         position += len(run.token_ids)
     segments = _end_in_new(segments)
     used = {segment.unit for segment in segments if isinstance(segment, CachedSegment)}
     named = tuple(unit for unit in units.values() if unit in used)
     return Plan(MARKED, "", (*context, *named) if named else (), tuple(segments))
-
-
-def _unit(name: str, token_ids: Sequence[int], home: int, context: tuple[Unit, ...]) -> Unit:
-    tokens = np.asarray(token_ids, np.int64)
-    positions = np.arange(home, home + len(tokens), dtype=np.int64)
-    return Unit(name, tokens, positions, np.ones(len(tokens), bool), context)
 
 
 def _end_in_new(segments: list[Segment]) -> list[Segment]:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Segment
 from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.layout.parts import Piece
-from vllm_promptcache.plan.turns import Part
+from vllm_promptcache.plan.turns import AnyPart, Floating
 
 
-def place_parts(parts: Iterable[Part]) -> list[Segment]:
+def place_parts(parts: Iterable[AnyPart]) -> list[Segment]:
     """The segments of parts in order.
 
-    Flowing text stands right behind what is before it. A piece stands at home where that leaves room for
+    Flowing text, and tools, stand right behind what is before them. A piece stands at home where that leaves room for
     what is before it; else it, and all that is behind it, stands as many positions further on as are
     missing. What a unit holds behind such a place is new: its states stand where the unit begins.
     """
@@ -26,6 +26,9 @@ def place_parts(parts: Iterable[Part]) -> list[Segment]:
             shift = max(shift, end - part.start)
             end = part.end + shift
             _add(segments, _moved(part.segment, shift, moved))
+        elif isinstance(part, Floating):
+            segments.append(CachedSegment(part.unit, 0, part.unit.num_tokens, end))
+            end += part.unit.num_tokens
         elif part.token_ids:
             segments.append(NewSegment(part.token_ids, end, part.source))
             end += len(part.token_ids)

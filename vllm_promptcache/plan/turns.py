@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment
+from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList, quote
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import MessageSpan, Piece
@@ -29,7 +30,15 @@ class Flowing(NamedTuple):
     text: str = ""
 
 
+class Floating(NamedTuple):
+    """A unit without a place of its own: it stands right behind what is before it, and is reused there."""
+
+    unit: Unit
+
+
+# What a message holds, and what a conversation is made of.
 Part = Piece | Flowing
+AnyPart = Part | Floating
 
 
 class Words(NamedTuple):

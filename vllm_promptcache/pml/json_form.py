@@ -26,11 +26,12 @@ from vllm_promptcache.pml.nodes import (
     SchemaChild,
     SchemaNode,
     TextNode,
+    ToolsNode,
     UnionNode,
 )
 from vllm_promptcache.pml.source import Place, Source
 
-_KINDS = ("parameter", "union", "pool", "role")
+_KINDS = ("parameter", "union", "pool", "tools", "role")
 
 
 class _Form(BaseModel):
@@ -79,6 +80,13 @@ class PoolForm(_Form):
     modules: Annotated[list[ModuleForm], FailFast()] = []
 
 
+class ToolsForm(_Form):
+    """Where the tools of a request are a module, and room for them."""
+
+    tools: Literal[True]
+    length: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
+
+
 class RoleForm(_WithContent):
     """A message."""
 
@@ -97,6 +105,7 @@ ContentForm = Annotated[
     | Annotated[ParameterForm, Tag("parameter")]
     | Annotated[UnionForm, Tag("union")]
     | Annotated[PoolForm, Tag("pool")]
+    | Annotated[ToolsForm, Tag("tools")]
     | Annotated[RoleForm, Tag("role")]
     | Annotated[ModuleForm, Tag("module")],
     Discriminator(_kind),
@@ -130,12 +139,9 @@ def read_schema_form(data: Any, where: str = "body", limits: Limits = DEFAULT_LI
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    steps = [
-        str(step)
-        for step in error["loc"]
-        if step not in (*_KINDS, "module", "text") or step == error["loc"][-1]
-    ]
-    return f"{'.'.join(steps) or 'the schema'}: {error['msg']}"
+    *above, last = (*error["loc"],) or ("",)
+    steps = [*[str(step) for step in above if step not in (*_KINDS, "module", "text")], str(last)]
+    return f"{'.'.join(filter(None, steps)) or 'the schema'}: {error['msg']}"
 
 
 class _Builder:
@@ -147,6 +153,7 @@ class _Builder:
         self._limits = limits
         self._num_modules = 0
         self._num_bytes = 0
+        self._has_tools = False
 
     def schema(self, form: SchemaForm) -> SchemaNode:
         place = self._place(None, "schema", form.name)
@@ -194,6 +201,8 @@ class _Builder:
             members = self._members(item.modules, place, depth, in_role)
             self._only_text(members)
             return PoolNode(item.pool, item.length, members, place)
+        if isinstance(item, ToolsForm):
+            return self._tools(item, parent)
         if isinstance(item, RoleForm):
             place = self._place(parent, item.role)
             if in_role:
@@ -207,6 +216,18 @@ class _Builder:
         if self._num_modules > self._limits.max_modules:
             raise PMLError([place.issue(f"more than {self._limits.max_modules} modules")])
         return ModuleNode(form.name, form.cache, self._children(form, place, depth, in_role), place)
+
+    def _tools(self, form: ToolsForm, parent: Place) -> ToolsNode | None:
+        place = self._place(parent, "tools")
+        above: Place | None = parent
+        while above is not None and above.tag != "module":
+            above = above.parent
+        if above is not None:
+            self._issues.add(place.issue("'tools' cannot stand in 'module'"))
+        elif self._has_tools:
+            self._issues.add(place.issue("a schema has one place for tools, and this is another"))
+        self._has_tools = True
+        return ToolsNode(form.length, place)
 
     def _members(
         self, forms: Sequence[ModuleForm], place: Place, depth: int, in_role: bool

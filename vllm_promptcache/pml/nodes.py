@@ -89,7 +89,17 @@ class PoolNode:
         return [child for child in (self.before, *children, self.after) if child is not None]
 
 
-SchemaChild = TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode | PoolNode
+@dataclass(frozen=True, slots=True)
+class ToolsNode:
+    """Where the tools of a request are a module. `length` is room that is left free for them, if any."""
+
+    length: int | None
+    place: Place = field(repr=False, compare=False)
+
+
+SchemaChild = (
+    TextNode | ModuleNode | UnionNode | ParameterNode | ScaffoldNode | RoleNode | PoolNode | ToolsNode
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from vllm_promptcache.pml.nodes import (
     SchemaChild,
     SchemaNode,
     TextNode,
+    ToolsNode,
     UnionNode,
 )
 from vllm_promptcache.pml.reader import Element
@@ -28,7 +29,7 @@ from vllm_promptcache.pml.separators import LINE, STAY, take_separators
 from vllm_promptcache.pml.source import Place
 from vllm_promptcache.pml.space import DEDENT, DEFAULT_SPACE, apply_space, is_white, released
 
-_IN_SCHEMA = ("module", "union", "pool", "scaffold", *ROLES)
+_IN_SCHEMA = ("module", "union", "pool", "tools", "scaffold", *ROLES)
 _IN_MODULE = ("module", "union", "pool", "parameter", "param", *ROLES)
 _IN_MEMBER = ("parameter", "param")
 _ELEMENTS = frozenset({*_IN_SCHEMA, *_IN_MODULE, "schema", "prompt", "pml"})
@@ -63,9 +64,11 @@ class SchemaParser:
         self._num_modules = 0
         self._num_scaffolds = 0
         self._num_roles = 0
+        self._has_tools = False
 
     def schema(self, element: Element, space: str = DEFAULT_SPACE) -> SchemaNode:
         """The node of a `<schema>` element; `space` is what it inherits."""
+        self._has_tools = False
         attributes = Attributes(element, self._issues, ("name", "encode", "space", "separator"))
         surroundings = _Surroundings(attributes.space(space), attributes.separator(None), _IN_SCHEMA)
         return SchemaNode(
@@ -74,6 +77,17 @@ class SchemaParser:
             self._children(element, surroundings),
             element.place,
         )
+
+    def _tools(self, element: Element) -> ToolsNode | None:
+        attributes = Attributes(element, self._issues, ("length", "space"))
+        attributes.space(DEFAULT_SPACE)
+        length = attributes.length_or_none()
+        self._nothing_in(element)
+        if self._has_tools:
+            self._issues.add(element.place.issue("a schema has one place for tools, and this is another"))
+            return None
+        self._has_tools = True
+        return ToolsNode(length, element.place)
 
     def _children(self, element: Element, around: _Surroundings) -> tuple[SchemaChild, ...]:
         content = read_content(element, around.space)
@@ -85,7 +99,7 @@ class SchemaParser:
             if around.space == DEDENT and self._num_roles > num_roles:
                 # A chat template writes what stands between messages.
                 texts[i : i + 2] = ["" if is_white(text) else text for text in texts[i : i + 2]]
-        are_modules = [isinstance(node, ModuleNode | UnionNode | PoolNode) for node in nodes]
+        are_modules = [isinstance(node, ModuleNode | UnionNode | PoolNode | ToolsNode) for node in nodes]
         taken = take_separators(texts, are_modules, around.separators)
         children: list[SchemaChild | None] = []
         for i, node in enumerate(nodes):
@@ -118,6 +132,8 @@ class SchemaParser:
             return self._scaffold(child)
         if tag == "pool":
             return self._pool(child, around)
+        if tag == "tools":
+            return self._tools(child)
         if tag in ROLES:
             return self._role(child, around)
         return self._parameter(child)
@@ -246,8 +262,11 @@ def _text(text: str, place: Place) -> TextNode | None:
 def _with_separators(
     node: SchemaChild | None, before: TextNode | None, after: TextNode | None
 ) -> SchemaChild | None:
-    """A module, or each of a union's or pool's members, with the white space that goes with it."""
-    if before is None and after is None:
+    """A module, or each of a union's or pool's members, with the white space that goes with it.
+
+    What goes with tools is nobody's: a chat template writes what stands around them.
+    """
+    if (before is None and after is None) or isinstance(node, ToolsNode):
         return node
     if isinstance(node, UnionNode):
         members = [_with_separators(member, before, after) for member in node.members]
