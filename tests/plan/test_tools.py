@@ -1,4 +1,4 @@
-"""A schema's place for tools: what the template writes of a request's tools is a unit found by its content."""
+"""A schema's place for tools: what the template writes of them is a unit, found by its content."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ def test_a_template_that_writes_no_tools_is_said(name: str) -> None:
 
 
 def test_white_space_around_the_place_is_no_text() -> None:
-    document = '<schema name="s">\n<system>\n  Be brief.\n  <module name="a">A</module>\n  <tools/>\n</system></schema>'
+    inside = 'Be brief.\n  <module name="a">A</module>\n  <tools/>'
+    document = f'<schema name="s">\n<system>\n  {inside}\n</system></schema>'
     tokenizer = tokenizer_with("qwen3")
     expected = [{"role": "system", "content": "Be brief.\nA"}, *ASKED]
     assert plan_text(composed(tokenizer, document), tokenizer) == rendered("qwen3", expected, tools=TOOLS)

@@ -8,7 +8,6 @@ from tests.cases import CASES
 from vllm_promptcache.pml.parser import parse_document
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
 
-
 WITH_TOOLS = "<schema name='s'><system>S<tools length='9'/></system></schema>"
 
 

@@ -17,6 +17,7 @@ from vllm_promptcache.layout.template_renderer import (
     Message,
     TemplatedTokenizer,
     TemplateRenderer,
+    common_start,
     mark,
     marked_messages,
 )
@@ -175,7 +176,7 @@ class ChatTemplate:
             return last
         # What ends a last message is not what joins it to the next one. A system message is never the
         # last; of any other, what both have in common belongs to the message.
-        return between if role == "system" else _common_start(last, between)
+        return between if role == "system" else common_start(last, between)
 
     def _before(self, role: str, previous: str | None) -> str:
         if previous is None:
@@ -274,11 +275,6 @@ class ChatTemplate:
             # They stand in the first of the messages instead.
             return tail[len(after) :]
         return head.removeprefix(self._renderer.bos) + tail
-
-
-def _common_start(first: str, second: str) -> str:
-    pairs = enumerate(zip(first, second, strict=False))
-    return first[: next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))]
 
 
 def _beginnings(previous_roles: Sequence[str]) -> list[list[str]]:

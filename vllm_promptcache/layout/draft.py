@@ -69,7 +69,8 @@ class ModuleDraft:
     """A module, a pool or the schema, with its own runs and its children's drafts.
 
     `members` are a pool's, each from the pool's start on. `trailing` is the schema's own text behind a pool
-    that has no length: the starts of these runs mean nothing. `tools` is where the schema has those of requests.
+    that has no length: the starts of these runs mean nothing. `tools` is the schema's
+    place for those of requests.
     """
 
     index: int

@@ -21,8 +21,9 @@ class SchemaLayout:
     an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
     its context; `unit_places` gives for each the places in `units` of its context and itself.
     `scaffolds` stand in the order in which they are preferred. `trailing` is text behind a pool that has no
-    length: it is new in every prompt. `tools` is there where the schema has a place for them. `digest` is a hex SHA-256 over everything that decides what a prompt
-    becomes. `node` is what was laid out. `has_bos` says whether the schema's first token is BOS.
+    length: it is new in every prompt. `tools` is there where the schema has a place for them. `digest` is a
+    hex SHA-256 over everything that decides what a prompt becomes. `node` is what was laid out. `has_bos`
+    says whether the schema's first token is BOS.
     """
 
     name: str

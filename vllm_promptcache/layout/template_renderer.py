@@ -24,6 +24,12 @@ class TemplatedTokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = True, **kwargs: Any) -> Any: ...
 
 
+def common_start(first: str, second: str) -> str:
+    """What two texts begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return first[: next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))]
+
+
 def mark(index: int) -> str:
     """A content that occurs nowhere else. Letters and digits only: templates split at anything else."""
     return f"{_MARK}{index}Qx7Zk"

@@ -13,7 +13,8 @@ def lay_out_tools(node: ToolsNode, schema: SchemaNode, encoder: TextEncoder) -> 
     """The layout of a place for tools.
 
     Tools see the words that begin a conversation, which are the same for all schemas, and nothing of this
-    schema: so the same tools are one unit behind any system message. With `encode="isolated"` they see nothing.
+    schema: so the same tools are one unit behind any system message. With `encode="isolated"` they see
+    nothing.
     """
     context: tuple[Unit, ...] = ()
     if schema.encode != "isolated" and (token_ids := _opening(encoder)):

@@ -14,8 +14,8 @@ from vllm_promptcache.plan.turns import AnyPart, Floating
 def place_parts(parts: Iterable[AnyPart]) -> list[Segment]:
     """The segments of parts in order.
 
-    Flowing text, and tools, stand right behind what is before them. A piece stands at home where that leaves room for
-    what is before it; else it, and all that is behind it, stands as many positions further on as are
+    Flowing text, and tools, stand right behind what is before them. A piece stands at home where that leaves
+    room for what is before it; else it, and all that is behind it, stands as many positions further on as are
     missing. What a unit holds behind such a place is new: its states stand where the unit begins.
     """
     segments: list[Segment] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -11,7 +10,7 @@ from typing import Any
 from vllm_promptcache.errors import ChatTemplateError
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import ToolsLayout
-from vllm_promptcache.layout.template_renderer import Message
+from vllm_promptcache.layout.template_renderer import Message, common_start
 from vllm_promptcache.plan.turns import AnyPart, Floating, flowing
 
 
@@ -70,8 +69,8 @@ def find_tools(
 
 def _added(text: str, other: str) -> tuple[str, ...]:
     """The text by which one is longer than another, as it may be seen."""
-    start = len(os.path.commonprefix([text, other]))
-    end = len(os.path.commonprefix([text[::-1], other[::-1]]))
+    start = len(common_start(text, other))
+    end = len(common_start(text[::-1], other[::-1]))
     first = text[start : len(text) - min(end, len(other) - start)]
     second = text[min(start, len(other) - end) : len(text) - end]
     if start + end >= len(other):
