@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import decilm
-from tests.models import tiny_model
+from tests import decilm, vision
+from tests.models import TINY_CONFIG, tiny_model
 
 # Heads that are as wide as the model: whoever divides finds the head size that whoever reads it finds.
 NEAT_HEADS: dict[str, Any] = {"hidden_size": 128}
@@ -60,6 +60,23 @@ YARN_ROPE = {
     "original_max_position_embeddings": 4096,
 }
 GPT_OSS_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+# vLLM then asks for no processor of images, and takes no images.
+TEXT_ONLY: dict[str, Any] = {"language_model_only": True}
+FALCON_RW = {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}
+QWEN3_VISION: dict[str, Any] = {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+
+
+def with_vision(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with a part for images, which is small and never asked."""
+    small = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 128}
+    return dict.fromkeys(TINY_CONFIG) | {
+        "text_config": TINY_CONFIG | NEAT_HEADS | text,
+        "vision_config": small | vision,
+        "tie_word_embeddings": False,
+        "image_token_id": 5,
+        "video_token_id": 6,
+    }
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,9 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def model(self) -> Path:
-        """The folder of the model."""
+        """The folder of the model, which vLLM can serve from then on."""
+        if self.settings.items() >= TEXT_ONLY.items():
+            vision.make_importable()
         return tiny_model(self.model_type, **(NEAT_HEADS | self.changes))
 
 
@@ -215,5 +234,45 @@ FAMILIES: dict[str, Family] = {
     "command-r7b": Family(
         "Command-R7B, Command-A", "cohere2", NO_HEAD_DIM | {"sliding_window": 100, "layer_types": TWO_KINDS}
     ),
+    "qwen2-vl": Family(
+        "Qwen2-VL, for text",
+        "qwen2_vl",
+        with_vision({"rope_parameters": MROPE}, {"embed_dim": 64, "hidden_size": 128}),
+        TEXT_ONLY,
+    ),
+    "qwen2.5-vl": Family(
+        "Qwen2.5-VL, for text",
+        "qwen2_5_vl",
+        with_vision({"rope_parameters": MROPE}, {"fullatt_block_indexes": [1]}),
+        TEXT_ONLY,
+    ),
+    "qwen3-vl": Family(
+        "Qwen3-VL, for text",
+        "qwen3_vl",
+        with_vision({"rope_parameters": MROPE | {"mrope_interleaved": True}}, QWEN3_VISION),
+        TEXT_ONLY,
+    ),
+    "qwen3-vl-moe": Family(
+        "Qwen3-VL-MoE, for text",
+        "qwen3_vl_moe",
+        with_vision(
+            EXPERTS | {"moe_intermediate_size": 64, "rope_parameters": MROPE | {"mrope_interleaved": True}},
+            QWEN3_VISION,
+        ),
+        TEXT_ONLY,
+    ),
+    "glm-4v": Family(
+        "GLM-4.1V, GLM-4.6V-Flash, for text",
+        "glm4v",
+        with_vision({"rope_parameters": MROPE}, {}),
+        TEXT_ONLY,
+    ),
+    "bloom": Family(
+        "BLOOM",
+        "bloom",
+        NO_KV_HEADS | {"n_layer": 3, "n_head": 4, "num_hidden_layers": None, "num_attention_heads": None}
+        | {"tie_word_embeddings": True},
+    ),
+    "falcon-rw": Family("Falcon-RW", "falcon", NO_KV_HEADS | FALCON_RW),
     "apertus": Family("Apertus", "apertus"),
 }

@@ -6,8 +6,11 @@ held against. It shares no code with the product.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,8 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 def load_reference_model(path: Any) -> Any:
     """A Transformers model that takes an explicit four-dimensional mask."""
-    kind = model_class(AutoConfig.from_pretrained(path))
-    return kind.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    config = AutoConfig.from_pretrained(path)
+    # Falcon's eager attention adds ALiBi's bias twice.
+    attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+    kind = model_class(config)
+    return kind.from_pretrained(path, dtype=torch.float32, attn_implementation=attention).eval()
 
 
 def model_class(config: Any) -> Any:
@@ -101,20 +107,37 @@ def _by_kind(model: Any) -> bool:
     return "sliding_attention" in kinds and "_mapping" in source
 
 
+def _alibi(model: Any, sees: list[list[int]], position_ids: list[int]) -> contextlib.AbstractContextManager[Any]:
+    """Have a model with ALiBi, meanwhile, add to each score what its distance in states gives.
+
+    Transformers' own bias is by index: ``(heads, 1, tokens)``, here ``(heads, len(sees), tokens)``. A state's
+    distance from another is counted in the states that it attends to, in position order; softmax takes no
+    notice of what is the same for all of them.
+    """
+    module = sys.modules[type(model).__module__]
+    name = next((n for n in ("build_alibi_tensor", "build_mpt_alibi_tensor") if hasattr(module, n)), None)
+    if name is None or not getattr(model.config, "alibi", True):
+        return contextlib.nullcontext()
+    ranks = torch.zeros(len(sees), len(position_ids))
+    for index, seen in enumerate(sees):
+        in_order = sorted(seen, key=lambda token: position_ids[token])
+        ranks[index, in_order] = torch.arange(len(seen), dtype=torch.float32)
+    build, heads = getattr(module, name), model.config.num_attention_heads
+    is_by_length = name == "build_mpt_alibi_tensor"
+    two = build(heads, 2) if is_by_length else build(torch.ones(1, 2), heads, torch.float32)
+    bias = two.diff(dim=-1).reshape(heads, 1, 1) * ranks
+    return mock.patch.object(module, name, lambda *args, **kwargs: bias)
+
+
 @torch.inference_mode()
 def greedy(model: Any, explained: dict[str, Any], num_tokens: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and their log-probabilities, ``(num_tokens, vocabulary)``, by full recomputation once
     for the prompt and token by token after it."""
     sequence, included = build_sequence(explained)
     count = len(sequence.token_ids)
-    output = model(
-        input_ids=torch.tensor([sequence.token_ids]),
-        position_ids=torch.tensor([sequence.position_ids]),
-        attention_mask=masks(model, sequence.sees, sequence.position_ids),
-        past_key_values=DynamicCache(),  # one that keeps all states, whatever windows the model has
-        use_cache=True,
-    )
-    cache, logits = output.past_key_values, output.logits[0, included[-1]]
+    cache = DynamicCache()  # one that keeps all states, whatever windows the model has
+    output = _forward(model, sequence.token_ids, sequence.sees, sequence.position_ids, cache)
+    logits = output.logits[0, included[-1]]
     positions = list(sequence.position_ids)
     tokens: list[int] = []
     rows: list[torch.Tensor] = []
@@ -125,12 +148,22 @@ def greedy(model: Any, explained: dict[str, Any], num_tokens: int) -> tuple[list
             break
         included.append(count + step)
         positions.append(explained["next_position"] + step)
-        output = model(
-            input_ids=torch.tensor([[tokens[-1]]]),
-            position_ids=torch.tensor([positions[-1:]]),
-            attention_mask=masks(model, [included], positions),
+        output = _forward(model, tokens[-1:], [included], positions, cache)
+        logits = output.logits[0, -1]
+    return tokens, torch.stack(rows)
+
+
+def _forward(
+    model: Any, token_ids: list[int], sees: list[list[int]], position_ids: list[int], cache: DynamicCache
+) -> Any:
+    """The model's output for the last ``len(token_ids)`` tokens of those at ``position_ids``."""
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    positions = torch.tensor([position_ids[-len(token_ids) :]])
+    with _alibi(model, sees, position_ids):
+        return model(
+            input_ids=torch.tensor([token_ids]),
+            **({"position_ids": positions} if takes_positions else {}),
+            attention_mask=masks(model, sees, position_ids),
             past_key_values=cache,
             use_cache=True,
         )
-        logits = output.logits[0, -1]
-    return tokens, torch.stack(rows)

@@ -28,6 +28,7 @@ class Memory:
 
     block_size: int
     window: int = 0
+    in_blocks: bool = True
     slots: dict[int, Token] = field(default_factory=dict)
     rows: dict[UnitKey, dict[int, Token]] = field(default_factory=dict)
     blocks: dict[UnitKey, list[int]] = field(default_factory=dict)
@@ -42,7 +43,9 @@ class Memory:
 
     def store(self, key: UnitKey, text: HomeText) -> UnitGeometry:
         """Lay a unit out and write all its tokens where the geometry says they are kept."""
-        geometry = lay_out_unit(text.position_ids, text.kept, self.block_size, text.breaks, self.window)
+        geometry = lay_out_unit(
+            text.position_ids, text.kept, self.block_size, text.breaks, self.window, self.in_blocks
+        )
         self.geometries[key] = geometry
         self.blocks[key] = self.take(geometry.num_blocks)
         self.rows[key] = {}

@@ -164,6 +164,20 @@ def test_windows_count_the_last_states_in_position_order(
         assert found[-window:] == wanted[-window:]
 
 
+@given(st.data(), worlds())
+def test_a_window_of_all_states_shares_no_blocks(data: st.DataObject, world: World) -> None:
+    """Index and order are one: what ALiBi adds by distances between indices is by states then."""
+    composition = data.draw(compositions(world))
+    memory = Memory(world.block_size, 1_000_000, in_blocks=False)
+    for name, unit in world.units.items():
+        assert memory.store(name, unit).num_blocks == 0
+    request = Running(memory, composition, "request")
+    for scheduled in cut(data.draw, composition.num_tokens - composition.num_cached_tokens):
+        step([(request, scheduled)])
+    assert not request.shared
+    assert request.seen == expected_seen(composition, request.name)[0]
+
+
 @given(st.data(), worlds(), st.integers(2, 40))
 def test_windows_over_heads(data: st.DataObject, world: World, window: int) -> None:
     composition = data.draw(compositions(world, data.draw(st.integers(1, 2 * world.block_size + 1))))

@@ -80,6 +80,14 @@ def travel(seed: str = "") -> Plan:
     return plan(root, first, second, tiny, whole, *texts)
 
 
+def whole_blocks(seed: str = "") -> Plan:
+    """Modules that fill their blocks, each in the context of those before it."""
+    root = unit("root", (0, 128), seed=seed)
+    first = unit("first", (128, 256), context=[root], seed=seed)
+    second = unit("second", (256, 400), context=[root, first], seed=seed)
+    return plan(root, first, second, new(400, 9, seed))
+
+
 def simple(name: str, num_tokens: int = 100, num_new: int = 10, question: str = "") -> Plan:
     """One module at the start and new text behind it."""
     return plan(unit(name, (0, num_tokens)), new(num_tokens, num_new, f"{name}{question}"))

@@ -6,7 +6,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from tests.engine.plans import random_tokens
 from tests.engine.support import serving
 from tests.families import FAMILIES
-from tests.family import deviations
+from tests.family import WAYS, deviations
 from tests.models import tiny_model
 from vllm_promptcache.compat import UnsupportedError
 from vllm_promptcache.engine import models
@@ -20,14 +20,16 @@ CHOSEN = {
     "gemma3": "windows in some layers",
     "mistral-v0.1": "windows in all layers",
     "deepseek-v3": "latent attention",
+    "qwen2.5-vl": "positions in several dimensions",
+    "falcon-rw": "ALiBi",
 }
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_against_the_oracle(name: str) -> None:
-    """Cold, warm, and with reuse off."""
+    """Cold, warm, moved, and with reuse off."""
     found = deviations(FAMILIES[name])
-    assert all(found[way] < 1e-3 for way in ("cold", "warm", "reuse off")), found
+    assert all(found[way] < 1e-3 for way in WAYS), found
 
 
 def test_alibi_that_the_configuration_does_not_tell_of(monkeypatch: pytest.MonkeyPatch) -> None:

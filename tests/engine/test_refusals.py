@@ -27,8 +27,6 @@ SMALL: dict[str, Any] = {
 
 MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "llama4": ("llama4_text", "Llama4ForCausalLM", {"attention_chunk_size": 128}, "chunked-local"),
-    "bloom": ("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}, "ALiBi"),
-    "falcon-alibi": ("falcon", "FalconForCausalLM", {"alibi": True, "head_dim": None}, "ALiBi"),
     "mamba": ("mamba", "MambaForCausalLM", {"state_size": 16}, "recurrent"),
     "mamba2": ("mamba2", "Mamba2ForCausalLM", {"num_heads": 4, "head_dim": 32, "expand": 2}, "recurrent"),
     "jamba": ("jamba", "JambaForCausalLM", {"num_hidden_layers": 8}, "recurrent"),
@@ -79,8 +77,8 @@ def test_models(
 
 
 def test_the_command_line_says_what_a_start_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bloom").mkdir()
-    refused = folder(tmp_path / "bloom", *MODELS["bloom"][:3])
+    (tmp_path / "mamba2").mkdir()
+    refused = folder(tmp_path / "mamba2", *MODELS["mamba2"][:3])
     served = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": 128})
     with pytest.raises(UnsupportedError) as caught:
         configure(refused)
@@ -108,6 +106,21 @@ def test_windows_that_can_bind(tmp_path: Path, changes: dict[str, Any], window: 
     vllm_config = configure(model)
     assert "PromptCache" in vllm_config.parallel_config.worker_cls
     assert models.window_of(vllm_config.model_config) == window
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "changes"),
+    [
+        ("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}),
+        ("falcon", "FalconForCausalLM", {"alibi": True, "head_dim": None}),
+    ],
+)
+def test_alibi_is_a_window_of_all_states(
+    tmp_path: Path, model_type: str, architecture: str, changes: dict[str, Any]
+) -> None:
+    model = folder(tmp_path, model_type, architecture, changes)
+    assert models.window_of(configure(model).model_config) == 1024
+    assert "ALiBi: modules are copied" in models.verdict_of(model).sentence
 
 
 def test_layers_of_one_kind_have_no_windows(tmp_path: Path) -> None:

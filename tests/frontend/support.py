@@ -84,7 +84,7 @@ class FrontEnd:
         self.registry = SchemaRegistry(self.connection, builder, self.config.max_schemas, None)
         self.composer = Composer(
             self.registry,
-            Capacity.from_stats(run_sync(self.registry.stats())),
+            Capacity.from_stats(run_sync(self.registry.stats()), MAX_MODEL_LEN),
             allow_request_schemas=self.config.allow_request_schemas,
             repair=self.config.repair,
         )
@@ -93,7 +93,7 @@ class FrontEnd:
         self.marks = MarkComposer(
             self.connection,
             encoder,
-            Capacity.from_stats(run_sync(self.registry.stats())),
+            Capacity.from_stats(run_sync(self.registry.stats()), MAX_MODEL_LEN),
             MAX_MODEL_LEN,
             self.config.min_mark_tokens,
             self.config.repair,

@@ -22,16 +22,20 @@ class UnitFootprint(NamedTuple):
 
 
 def footprint_of(
-    unit: UnitGeometry, context: Iterable[UnitGeometry], *, is_moved: bool = False
+    unit: UnitGeometry, context: Iterable[UnitGeometry], window: int = 0, *, is_moved: bool = False
 ) -> UnitFootprint:
     """The footprint of a unit that is encoded in the context of others.
 
-    The encoding request's private blocks hold what of the context fills no block, then the unit. If there is
-    no such part of the context, and the unit's whole blocks are filled by its first tokens in order, then
-    these private blocks are what the unit keeps; not if it ``is_moved`` from where it is encoded.
+    The encoding request's private blocks hold what of the context fills no block, or is within a ``window``,
+    then the unit. If there is no such part of the context, and the unit's whole blocks are filled by its first
+    tokens in order, then these private blocks are what the unit keeps; not if it ``is_moved`` from where it is
+    encoded.
     """
-    size, num_tokens = unit.block_size, len(unit.slots)
-    edges = sum(num_edge_tokens(seen) for seen in context)
+    size, num_tokens, context = unit.block_size, len(unit.slots), tuple(context)
+    num_runs = 1 + int(np.count_nonzero(np.diff(unit.position_ids) != 1))
+    edges = num_private_tokens(
+        sum(map(num_kept_tokens, context)), sum(map(num_edge_tokens, context)), num_runs, window, size
+    )
     num_stored = unit.num_blocks * size
     in_order = bool((unit.slots[:num_stored] == np.arange(num_stored)).all())
     is_in_place = not is_moved and edges == 0 and num_stored > 0 and in_order
@@ -39,10 +43,25 @@ def footprint_of(
     return UnitFootprint(unit.num_blocks, scratch - unit.num_blocks * is_in_place, is_in_place)
 
 
+def num_private_tokens(num_reused: int, num_edges: int, num_runs: int, window: int, block_size: int) -> int:
+    """How many of the reused tokens stand in private blocks, at most.
+
+    ``num_edges`` are in no shared block anyway. Before each of ``num_runs`` runs of new tokens stands what a
+    ``window`` counts, and what is in one block with the first of that.
+    """
+    if window <= 1:
+        return num_edges
+    return min(num_reused, num_edges + num_runs * (window - 1 + block_size))
+
+
+def num_kept_tokens(unit: UnitGeometry) -> int:
+    """How many tokens of a unit may be reused."""
+    return int((unit.piece_ends - unit.piece_starts).sum())
+
+
 def num_edge_tokens(unit: UnitGeometry) -> int:
     """How many of a unit's kept tokens are in none of its whole blocks."""
-    kept = int((unit.piece_ends - unit.piece_starts).sum())
-    return kept - unit.num_blocks * unit.block_size
+    return num_kept_tokens(unit) - unit.num_blocks * unit.block_size
 
 
 def blocks_needed(units: Iterable[UnitFootprint], num_private_blocks: int) -> int:

@@ -78,7 +78,7 @@ class UnitGeometry:
             raise ValueError(f"tokens [{start}, {end}) are not within one piece")
         position, base, size = int(self.position_ids[start]), int(self.piece_starts[piece]), self.block_size
         first, last = -(-(start - base) // size), (end - tail - base) // size
-        if first >= last:
+        if first >= last or not self.num_blocks:
             return StoredRange(position, None, (self._rows_of(start, end),))
         own = int(self.first_blocks[piece])
         around = ((start, base + first * size), (base + last * size, end))
@@ -120,14 +120,16 @@ def lay_out_unit(
     block_size: int,
     breaks: Sequence[int] = (),
     window: int = 0,
+    in_blocks: bool = True,
 ) -> UnitGeometry:
     """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
 
-    ``window`` is the most states that a layer's window counts, 0 without windows: see `lay_out_slots`.
+    ``window`` is the most states that a layer's window counts, 0 without windows: see `lay_out_slots`. Where it
+    counts all that there can be no block is ever shared, and none are filled: ``in_blocks`` is false.
     """
     starts, ends = find_pieces(position_ids, kept, breaks)
     lengths = ends - starts
-    whole = lengths // block_size
+    whole = lengths // block_size if in_blocks else np.zeros_like(lengths)
     first_blocks = np.concatenate(([0], np.cumsum(whole)))[:-1].astype(np.int64)
     slots = np.full(len(kept), -1, np.int64)
     is_row = np.zeros(len(kept), bool)

@@ -14,7 +14,8 @@ def check_layers(layers: Sequence[Any], window: int, length: int) -> None:
     """Refuse attention by index distance that a model's configuration did not tell of, and layers whose
     cache updates cannot be observed.
 
-    ``window`` is the most states that a window may count; one of the model's ``length`` or more counts all.
+    ``window`` is the most states that a window may count; one of the model's ``length`` or more counts all, and
+    with ALiBi it has to be one.
 
     Raises:
         UnsupportedError: a layer has ALiBi slopes or another window, or writes its cache by itself.
@@ -29,11 +30,16 @@ def check_layers(layers: Sequence[Any], window: int, length: int) -> None:
                 f"the prompt cache does not work with the attention backend {layer.attn_backend.get_name()}: "
                 "it writes the KV cache inside its forward pass"
             )
-        if getattr(layer.impl, "alibi_slopes", None) is not None:
+        if has_alibi(layer) and window < length:
             raise UnsupportedError(f"the prompt cache does not work with ALiBi: {layer.layer_name} has it")
         own = getattr(layer, "sliding_window", None) or getattr(layer, "attention_chunk_size", None)
         if own is not None and window < own < length:
             raise UnsupportedError(f"the prompt cache does not work with the window of {layer.layer_name}")
+
+
+def has_alibi(layer: Any) -> bool:
+    """Whether a layer adds to its scores what depends on distances between indices."""
+    return getattr(layer.impl, "alibi_slopes", None) is not None
 
 
 def is_latent(layer: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vllm_promptcache.compat.layers import has_alibi
 from vllm_promptcache.compat.version import UnsupportedError
 
 # vLLM's modules whose tables depend on the position alone, by class: their subclasses differ in just that.
@@ -35,7 +36,8 @@ class LayerRotary(NamedTuple):
 
 
 def rotary_of_layers(model: Any, layers: Sequence[Any], num_positions: int) -> list[LayerRotary | None]:
-    """The rotary module's table of each attention layer; None for layers without positions.
+    """The rotary module's table of each attention layer; None for layers without positions, and with ALiBi,
+    which keys do not carry.
 
     Target: the attribute ``rotary_emb`` beside an attention layer, or above it where vLLM runs Transformers'
     classes, and flags by which models leave layers without positions. Why: states that are moved are
@@ -50,7 +52,7 @@ def rotary_of_layers(model: Any, layers: Sequence[Any], num_positions: int) -> l
     found: list[LayerRotary | None] = []
     for layer in layers:
         above = list(_above(names.get(id(layer), ""), modules))
-        if any(_has_no_positions(module) for module in above[:1]):
+        if has_alibi(layer) or any(_has_no_positions(module) for module in above[:1]):
             found.append(None)
             continue
         rotary = next((r for m in above if (r := getattr(m, "rotary_emb", None)) is not None), None)
@@ -62,7 +64,7 @@ def rotary_of_layers(model: Any, layers: Sequence[Any], num_positions: int) -> l
         if id(rotary) not in tables:
             tables[id(rotary)] = _table(rotary, above[0], num_positions)
         found.append(tables[id(rotary)])
-    if not any(found):
+    if not (any(found) or all(map(has_alibi, layers))):
         raise UnsupportedError("the positions of this model are not rotary")
     return found
 

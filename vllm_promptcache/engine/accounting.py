@@ -80,6 +80,7 @@ def stats(store: ModuleStore) -> dict[str, int]:
         "blocks_pin_limit": store.pins.limit,
         "rows_kept": store.resident.num_kept_rows,
         "block_size": store.block_size,
+        "window": store.window,
         "evictions": store.resident.num_evictions,
         "expired": store.resident.num_expired,
     }

@@ -28,6 +28,7 @@ class KnownUnits:
         self.block_size = block_size
         self.num_positions = num_positions
         self.window = window
+        self.shares_blocks = window < num_positions
         self.by_key: dict[UnitKey, StoredUnit] = {}
         self.num_of_tenants = 0
         self.settle: Callable[[StoredUnit], None]
@@ -118,7 +119,8 @@ class KnownUnits:
             raise
         geometry = self._lay_out(key, text)
         seen_geometries = [self.by_key[seen].geometry for seen in context]
-        footprint = footprint_of(geometry, seen_geometries, is_moved=origin != key.position)
+        is_moved = origin != key.position
+        footprint = footprint_of(geometry, seen_geometries, self.window, is_moved=is_moved)
         unit = StoredUnit(key, text, context, geometry, footprint, origin)
         self.by_key[key] = unit
         self.num_of_tenants += key.tenant is not None
@@ -131,7 +133,12 @@ class KnownUnits:
         if key.part != WHOLE:
             return lay_out_head(text, key.position, self.block_size)
         return lay_out_unit(
-            text.positions + key.position, text.kept, self.block_size, text.breaks, self.window
+            text.positions + key.position,
+            text.kept,
+            self.block_size,
+            text.breaks,
+            self.window,
+            in_blocks=self.shares_blocks,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,20 @@ class PromptCacheRunner(ComposingRunner):
     def _correct_positions(self, step: Step, batch: Batch) -> None:
         """Whatever was computed from token indices is used by then: positions are the model's alone."""
         on_device = self._cache_writer.on_device
-        positions: torch.Tensor = self.positions  # type: ignore[attr-defined]
-        if step.shifts is not None:
-            shifts = on_device(np.repeat(step.shifts, batch.scheduled))
-            positions[: len(shifts)] += shifts
-        if len(step.tokens):
-            positions[on_device(step.tokens)] = on_device(step.positions)
+        shifts = None if step.shifts is None else on_device(np.repeat(step.shifts, batch.scheduled))
+        tokens = on_device(step.tokens) if len(step.tokens) else None
+        for positions in self._positions_of_step():
+            if shifts is not None:
+                positions[..., : len(shifts)] += shifts
+            if tokens is not None:
+                positions[..., tokens] = on_device(step.positions)
+
+    def _positions_of_step(self) -> Iterator[torch.Tensor]:
+        """Where V1 keeps positions: ``(tokens,)``, and for M-RoPE ``(dimensions, tokens)`` besides. A composed
+        request is text, all dimensions of which are equal."""
+        yield self.positions  # type: ignore[attr-defined]
+        if self.uses_mrope:  # type: ignore[attr-defined]
+            yield self.mrope_positions.gpu  # type: ignore[attr-defined]
 
     def _allow_microbatching(self, *args: Any, **kwargs: Any) -> bool:
         return not self._needs_python() and bool(super()._allow_microbatching(*args, **kwargs))  # type: ignore[misc]

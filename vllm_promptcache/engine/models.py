@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 # Their configurations do not say so. Others are found when their layers are there.
-ALWAYS_ALIBI = {"bloom", "mpt"}
-ALIBI_EMBEDDINGS = {"alibi", "relative_key", "relative_key_query"}
+ALWAYS_ALIBI = {"bloom"}
 
 
 class Verdict(NamedTuple):
@@ -36,9 +35,15 @@ def verdict_of(model: str, max_model_len: int | None = None, trust_remote_code: 
         return Verdict(False, f"vLLM cannot read its configuration: {str(error).strip().splitlines()[-1]}")
     if reasons := reasons_against(config):
         return Verdict(False, refusal(model, reasons))
-    window = window_of(config)
-    copied = f"; what a window of {window - 1} states reaches is copied for each request" if window else ""
-    return Verdict(True, f"served, up to {config.max_model_len} positions{copied}")
+    return Verdict(True, f"served, up to {config.max_model_len} positions{_copied(config)}")
+
+
+def _copied(model_config: Any) -> str:
+    """What of modules each request copies, as a part of a sentence."""
+    if has_alibi(model_config.hf_text_config):
+        return "; ALiBi: modules are copied for each request"
+    window = window_of(model_config)
+    return f"; what a window of {window - 1} states reaches is copied for each request" if window else ""
 
 
 def reasons_against(model_config: Any) -> list[str]:
@@ -66,11 +71,10 @@ def reasons_against(model_config: Any) -> list[str]:
         ),
         (slides_from_prompt, "windows that are counted from the prompt's end are not composed"),
         (
-            _has_alibi(text_config),
-            "ALiBi: what it adds depends on distances by index in a block table, where gaps between positions"
-            " and the order of modules do not show",
+            _prunes_video(model_config),
+            "video pruning: positions in several dimensions are computed again after those of composed requests"
+            " were set",
         ),
-        (model_config.uses_mrope, "multi-dimensional rotary positions are not laid out by PML"),
         (
             model_config.use_mla and hasattr(text_config, "index_topk"),
             "sparse latent attention keeps its indexer's keys in a cache of its own",
@@ -79,20 +83,31 @@ def reasons_against(model_config: Any) -> list[str]:
     return [reason for applies, reason in found if applies]
 
 
-def _has_alibi(text_config: Any) -> bool:
+def _prunes_video(model_config: Any) -> bool:
+    multimodal = model_config.multimodal_config
+    return multimodal is not None and bool(multimodal.is_multimodal_pruning_enabled())
+
+
+def has_alibi(text_config: Any) -> bool:
+    """Whether a model adds to attention scores what depends on distances between indices."""
+    attention = getattr(text_config, "attn_config", None)
     return (
         bool(getattr(text_config, "alibi", False))
-        or getattr(text_config, "position_embedding_type", "") in ALIBI_EMBEDDINGS
+        or getattr(text_config, "position_embedding_type", "") == "alibi"
         or getattr(text_config, "model_type", "") in ALWAYS_ALIBI
+        or bool(getattr(attention, "alibi", False))
     )
 
 
 def window_of(model_config: Any) -> int:
     """The most states, its own included, that a window of a model's layers counts; 0 if none can bind.
 
-    A window of ``max_model_len`` states or more counts all that there can be.
+    A window of more than ``max_model_len`` states counts all that there can be. ALiBi is a window of all states:
+    what it adds is right where index and order are one.
     """
     text_config = model_config.hf_text_config
+    if has_alibi(text_config):
+        return int(model_config.max_model_len)
     kinds = set(getattr(text_config, "layer_types", None) or ())
     window = model_config.get_sliding_window()
     if not window or (kinds and "sliding_attention" not in kinds):

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from vllm_promptcache.blocks.footprint import UnitFootprint, blocks_needed, footprint_of
+from vllm_promptcache.blocks.footprint import UnitFootprint, blocks_needed, footprint_of, num_private_tokens
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.contract.plan import CachedSegment, Plan
 from vllm_promptcache.contract.unit import Placement, Unit
@@ -18,19 +18,26 @@ Known = dict[Unit, tuple[UnitGeometry, UnitFootprint]]
 
 @dataclass(frozen=True)
 class Capacity:
-    """The KV blocks of one engine. ``num_blocks`` are those that pins can never take away."""
+    """The KV blocks of one engine. ``num_blocks`` are those that pins can never take away.
+
+    ``window`` is the most states that a window of the model's layers counts, 0 without; where it counts all that
+    there can be, no blocks are shared (``shares_blocks`` is false).
+    """
 
     block_size: int
     num_blocks: int
+    window: int = 0
+    shares_blocks: bool = True
     # Worked out when a schema's unit is first asked for.
     _known: WeakKeyDictionary[SchemaLayout, Known] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
 
     @classmethod
-    def from_stats(cls, stats: Mapping[str, int]) -> Capacity:
-        """The capacity that the engine's ``stats`` tell of."""
-        return cls(stats["block_size"], stats["blocks_total"] - stats["blocks_pin_limit"])
+    def from_stats(cls, stats: Mapping[str, int], num_positions: int) -> Capacity:
+        """The capacity that the ``stats`` tell of an engine whose model has so many positions."""
+        num_blocks, window = stats["blocks_total"] - stats["blocks_pin_limit"], stats["window"]
+        return cls(stats["block_size"], num_blocks, window, window < num_positions)
 
     def max_new_tokens(self, layout: SchemaLayout | None, plan: Plan, pinned: Container[Placement]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; 0 where its units could
@@ -46,10 +53,7 @@ class Capacity:
         known = {} if layout is None else self._known.setdefault(layout, {})
         placed = [unit for unit, moved in plan.placed_units if moved or unit.placement not in pinned]
         footprints = [self._of(unit, known)[1] for unit in placed]
-        if plan.repaired_ranges:
-            edges = sum(self._edge_tokens(s, known) for s in plan.segments if isinstance(s, CachedSegment))
-        else:
-            edges = sum([s.num_tokens % size for s in plan.segments if isinstance(s, CachedSegment)])
+        edges = self._private_tokens(plan, known)
         if layout is not None:
             # Members of pools that no schema declares come and go.
             for unit in plan.units:
@@ -68,6 +72,18 @@ class Capacity:
             )
         return 0
 
+    def _private_tokens(self, plan: Plan, known: Known) -> int:
+        """Tokens of a plan's segments that are in no block which it shares, at most."""
+        reused = [s for s in plan.segments if isinstance(s, CachedSegment)]
+        if not self.shares_blocks:
+            return plan.num_cached_tokens
+        if plan.repaired_ranges:
+            edges = sum(self._edge_tokens(segment, known) for segment in reused)
+        else:
+            edges = sum([segment.num_tokens % self.block_size for segment in reused])
+        num_runs = len(plan.segments) - len(reused)
+        return num_private_tokens(plan.num_cached_tokens, edges, num_runs, self.window, self.block_size)
+
     def _edge_tokens(self, segment: CachedSegment, known: Known) -> int:
         """Tokens of a segment, which may begin inside a block, that are in no block which it shares."""
         size, num_tokens = self.block_size, segment.num_tokens
@@ -80,7 +96,9 @@ class Capacity:
     def _of(self, unit: Unit, known: Known) -> tuple[UnitGeometry, UnitFootprint]:
         """How a unit is laid out, and what it takes, which become known, as do those of its context."""
         if unit not in known:
-            geometry = lay_out_unit(unit.position_ids, unit.kept, self.block_size, unit.breaks)
+            geometry = lay_out_unit(
+                unit.position_ids, unit.kept, self.block_size, unit.breaks, in_blocks=self.shares_blocks
+            )
             context = [self._of(seen, known)[0] for seen in unit.context]
-            known[unit] = geometry, footprint_of(geometry, context)
+            known[unit] = geometry, footprint_of(geometry, context, self.window)
         return known[unit]

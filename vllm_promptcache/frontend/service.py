@@ -45,7 +45,7 @@ async def open_service(
     max_model_len = vllm_config.model_config.max_model_len
     builder = LayoutBuilder(encoder, max_model_len, config)
     registry = SchemaRegistry(connection, builder, config.max_schemas, Catalog.of_server(config.dir))
-    capacity = Capacity.from_stats(await registry.stats())
+    capacity = Capacity.from_stats(await registry.stats(), max_model_len)
     composer = Composer(
         registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair
     )

@@ -12,6 +12,7 @@ T = TypeVar("T")
 _PAUSE_S = 0.05
 # Of engines that differ, the one that has got furthest is told of.
 _RESIDENCIES = ("absent", "encoding", "resident")
+_SAME_EVERYWHERE = ("block_size", "window")
 # Long work shares one lock with the event loop: more threads would only take more of its turns.
 _NUM_THREADS = 2
 
@@ -60,7 +61,7 @@ def _merge(name: str, values: Sequence[Any]) -> Any:
         return {key: _merge(key, [value[key] for value in values]) for key in first}
     if isinstance(first, bool):
         return all(values)
-    if isinstance(first, int) and name != "block_size":
+    if isinstance(first, int) and name not in _SAME_EVERYWHERE:
         return sum(values)
     if name == "residency":
         return max(values, key=_RESIDENCIES.index)
