@@ -270,7 +270,8 @@ FAMILIES: dict[str, Family] = {
     "bloom": Family(
         "BLOOM",
         "bloom",
-        NO_KV_HEADS | {"n_layer": 3, "n_head": 4, "num_hidden_layers": None, "num_attention_heads": None}
+        NO_KV_HEADS
+        | {"n_layer": 3, "n_head": 4, "num_hidden_layers": None, "num_attention_heads": None}
         | {"tie_word_embeddings": True},
     ),
     "falcon-rw": Family("Falcon-RW", "falcon", NO_KV_HEADS | FALCON_RW),

@@ -107,7 +107,9 @@ def _by_kind(model: Any) -> bool:
     return "sliding_attention" in kinds and "_mapping" in source
 
 
-def _alibi(model: Any, sees: list[list[int]], position_ids: list[int]) -> contextlib.AbstractContextManager[Any]:
+def _alibi(
+    model: Any, sees: list[list[int]], position_ids: list[int]
+) -> contextlib.AbstractContextManager[Any]:
     """Have a model with ALiBi, meanwhile, add to each score what its distance in states gives.
 
     Transformers' own bias is by index: ``(heads, 1, tokens)``, here ``(heads, len(sees), tokens)``. A state's
