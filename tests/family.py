@@ -22,8 +22,8 @@ MAX_MODEL_LEN = 4096
 
 def deviations(family: Family) -> dict[str, float]:
     """The largest difference of a log-probability from the reference's: asked cold, warm, with a module that
-    stands elsewhere than it was encoded (``moved``), with reuse off, and of a plain prompt (``control``), which
-    is vLLM's own.
+    stands elsewhere than it was encoded (``moved``), with reuse off, and of a plain prompt (``control``),
+    which is vLLM's own.
 
     Raises:
         AssertionError: modules gave another number of tokens than the plans say.

@@ -128,7 +128,7 @@ def _alibi(
     is_by_length = name == "build_mpt_alibi_tensor"
     two = build(heads, 2) if is_by_length else build(torch.ones(1, 2), heads, torch.float32)
     bias = two.diff(dim=-1).reshape(heads, 1, 1) * ranks
-    return mock.patch.object(module, name, lambda *args, **kwargs: bias)
+    return mock.patch.object(module, name, return_value=bias)
 
 
 @torch.inference_mode()

@@ -27,9 +27,9 @@ def footprint_of(
     """The footprint of a unit that is encoded in the context of others.
 
     The encoding request's private blocks hold what of the context fills no block, or is within a ``window``,
-    then the unit. If there is no such part of the context, and the unit's whole blocks are filled by its first
-    tokens in order, then these private blocks are what the unit keeps; not if it ``is_moved`` from where it is
-    encoded.
+    then the unit. If there is no such part of the context, and the unit's whole blocks are filled by its
+    first tokens in order, then these private blocks are what the unit keeps; not if it ``is_moved`` from
+    where it is encoded.
     """
     size, num_tokens, context = unit.block_size, len(unit.slots), tuple(context)
     num_runs = 1 + int(np.count_nonzero(np.diff(unit.position_ids) != 1))

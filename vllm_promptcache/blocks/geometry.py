@@ -124,8 +124,8 @@ def lay_out_unit(
 ) -> UnitGeometry:
     """Lay a unit's tokens (``(tokens,)`` arrays) out in blocks of ``block_size`` tokens.
 
-    ``window`` is the most states that a layer's window counts, 0 without windows: see `lay_out_slots`. Where it
-    counts all that there can be no block is ever shared, and none are filled: ``in_blocks`` is false.
+    ``window`` is the most states that a layer's window counts, 0 without windows: see `lay_out_slots`. Where
+    it counts all that there can be no block is ever shared, and none are filled: ``in_blocks`` is false.
     """
     starts, ends = find_pieces(position_ids, kept, breaks)
     lengths = ends - starts

@@ -14,8 +14,8 @@ def check_layers(layers: Sequence[Any], window: int, length: int) -> None:
     """Refuse attention by index distance that a model's configuration did not tell of, and layers whose
     cache updates cannot be observed.
 
-    ``window`` is the most states that a window may count; one of the model's ``length`` or more counts all, and
-    with ALiBi it has to be one.
+    ``window`` is the most states that a window may count; one of the model's ``length`` or more counts all,
+    and with ALiBi it has to be one.
 
     Raises:
         UnsupportedError: a layer has ALiBi slopes or another window, or writes its cache by itself.

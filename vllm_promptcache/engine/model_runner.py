@@ -59,8 +59,8 @@ class PromptCacheRunner(ComposingRunner):
                 positions[..., tokens] = on_device(step.positions)
 
     def _positions_of_step(self) -> Iterator[torch.Tensor]:
-        """Where V1 keeps positions: ``(tokens,)``, and for M-RoPE ``(dimensions, tokens)`` besides. A composed
-        request is text, all dimensions of which are equal."""
+        """Where V1 keeps positions: ``(tokens,)``, and for M-RoPE ``(dimensions, tokens)`` besides. A
+        composed request is text, all dimensions of which are equal."""
         yield self.positions  # type: ignore[attr-defined]
         if self.uses_mrope:  # type: ignore[attr-defined]
             yield self.mrope_positions.gpu  # type: ignore[attr-defined]

@@ -72,8 +72,7 @@ def reasons_against(model_config: Any) -> list[str]:
         (slides_from_prompt, "windows that are counted from the prompt's end are not composed"),
         (
             _prunes_video(model_config),
-            "video pruning: positions in several dimensions are computed again after those of composed requests"
-            " were set",
+            "video pruning: it computes positions again after those of composed requests were set",
         ),
         (
             model_config.use_mla and hasattr(text_config, "index_topk"),
@@ -102,8 +101,8 @@ def has_alibi(text_config: Any) -> bool:
 def window_of(model_config: Any) -> int:
     """The most states, its own included, that a window of a model's layers counts; 0 if none can bind.
 
-    A window of more than ``max_model_len`` states counts all that there can be. ALiBi is a window of all states:
-    what it adds is right where index and order are one.
+    A window of more than ``max_model_len`` states counts all that there can be. ALiBi is a window of all
+    states: what it adds is right where index and order are one.
     """
     text_config = model_config.hf_text_config
     if has_alibi(text_config):

@@ -20,8 +20,8 @@ Known = dict[Unit, tuple[UnitGeometry, UnitFootprint]]
 class Capacity:
     """The KV blocks of one engine. ``num_blocks`` are those that pins can never take away.
 
-    ``window`` is the most states that a window of the model's layers counts, 0 without; where it counts all that
-    there can be, no blocks are shared (``shares_blocks`` is false).
+    ``window`` is the most states that a window of the model's layers counts, 0 without; where it counts all
+    that there can be, no blocks are shared (``shares_blocks`` is false).
     """
 
     block_size: int
