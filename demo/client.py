@@ -77,13 +77,21 @@ class Client:
         return self._chat([{"role": "user", "content": question}], {"pml": pml}, max_tokens, stop, reuse)
 
     def chat_over(
-        self, passages: Sequence[str], question: str, *, max_tokens: int, stop: Sequence[str] = ()
+        self,
+        passages: Sequence[str],
+        question: str,
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        marked: bool = True,
+        salt: str | None = None,
     ) -> Answering:
-        """Asks a question behind marked passages, without PML."""
-        mark = {"cache_control": {"type": "ephemeral"}}
+        """Asks a question behind passages, without PML; with a new salt nothing is found in a cache."""
+        mark = {"cache_control": {"type": "ephemeral"}} if marked else {}
+        extra: dict[str, Any] = {} if salt is None else {"cache_salt": salt}
         parts: list[dict[str, Any]] = [{"type": "text", "text": f"{text}\n", **mark} for text in passages]
         content = [*parts, {"type": "text", "text": question}]
-        return self._chat([{"role": "user", "content": content}], {}, max_tokens, stop)
+        return self._chat([{"role": "user", "content": content}], extra, max_tokens, stop)
 
     def _chat(
         self,

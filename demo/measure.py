@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from uuid import uuid4
 
-from demo.client import Answer, Client
+from demo.client import Answer, Answering, Client
 from demo.orders import PlainPrompt, new_orders
 from demo.output import width
 from demo.table import render_legend, render_table, seconds, times
@@ -33,6 +34,16 @@ class Timings:
         return len(self.reuse)
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How a prompt is asked each way, by the number of the round."""
+
+    reuse: Callable[[int], Answering]
+    no_reuse: Callable[[int], Answering]
+    other_order: Callable[[int], Answering]
+    same_order: Callable[[int], Answering]
+
+
 def measure(
     client: Client,
     prompt: str,
@@ -41,28 +52,74 @@ def measure(
     rounds: int,
     report: Callable[[str], None],
 ) -> Timings:
-    """Asks one prompt in every way, in turns, so that whatever else the machine does hits all alike.
+    """Asks one prompt in every way, another of `questions` each round.
 
-    Each round asks another of `questions`. The plain prompt's first order is asked once before, so that
-    vLLM's prefix cache knows it; every other order is asked once.
+    The plain prompt's first order is asked once before, so that vLLM's prefix cache knows it; every other
+    order is asked once.
     """
-    timings = Timings(prompt)
     plain = [PlainPrompt.from_plan(client.explain(pml, question)) for question in questions]
     first = range(len(plain[0].modules))
     orders = new_orders(len(first), rounds) or [tuple(first)]
     client.complete(plain[0].in_order(first), max_tokens=1).finish()
+
+    def composed(index: int, reuse: bool = True) -> Answering:
+        return client.chat(pml, questions[index % len(questions)], max_tokens=1, reuse=reuse)
+
+    def in_order(index: int, order: Sequence[int]) -> Answering:
+        return client.complete(plain[index % len(questions)].in_order(order), max_tokens=1)
+
+    ways = Ways(
+        composed,
+        lambda index: composed(index, reuse=False),
+        lambda index: in_order(index, orders[index % len(orders)]),
+        lambda index: in_order(index, first),
+    )
+    return _in_turns(prompt, ways, rounds, report)
+
+
+def measure_passages(
+    client: Client,
+    prompt: str,
+    passages: Sequence[str],
+    questions: Sequence[str],
+    rounds: int,
+    report: Callable[[str], None],
+) -> Timings:
+    """Asks about passages in every way, in another order and with another of `questions` each round.
+
+    They were asked about once before: marked, and plain in their first order.
+    """
+    first = range(len(passages))
+    orders = new_orders(len(first), rounds) or [tuple(first)]
+
+    def ask(index: int, order: Sequence[int], *, marked: bool, salt: str | None = None) -> Answering:
+        chosen = [passages[i] for i in order]
+        question = questions[index % len(questions)]
+        return client.chat_over(chosen, question, max_tokens=1, marked=marked, salt=salt)
+
+    for marked in (True, False):
+        ask(0, first, marked=marked).finish()
+    ways = Ways(
+        lambda index: ask(index, orders[index % len(orders)], marked=True),
+        lambda index: ask(index, orders[index % len(orders)], marked=False, salt=uuid4().hex),
+        lambda index: ask(index, orders[index % len(orders)], marked=False),
+        lambda index: ask(index, first, marked=False),
+    )
+    return _in_turns(prompt, ways, rounds, report)
+
+
+def _in_turns(prompt: str, ways: Ways, rounds: int, report: Callable[[str], None]) -> Timings:
+    """All ways one after the other in each round, so that whatever else the machine does hits all alike."""
+    timings = Timings(prompt)
     end = time.monotonic() + MAX_SECONDS
     for index in range(rounds):
         if index >= MIN_ROUNDS and time.monotonic() > end:
             report(f"{prompt}: {index} rounds are enough on this machine")
             break
-        question = questions[index % len(questions)]
-        tokens = plain[index % len(questions)]
-        order = orders[index % len(orders)]
-        timings.reuse.append(client.chat(pml, question, max_tokens=1).finish())
-        timings.no_reuse.append(client.chat(pml, question, max_tokens=1, reuse=False).finish())
-        timings.other_order.append(client.complete(tokens.in_order(order), max_tokens=1).finish())
-        timings.same_order.append(client.complete(tokens.in_order(first), max_tokens=1).finish())
+        timings.reuse.append(ways.reuse(index).finish())
+        timings.no_reuse.append(ways.no_reuse(index).finish())
+        timings.other_order.append(ways.other_order(index).finish())
+        timings.same_order.append(ways.same_order(index).finish())
         report(f"{prompt}: round {index + 1} of {rounds}")
     return timings
 
@@ -89,9 +146,9 @@ def _legend(all_timings: Sequence[Timings]) -> list[tuple[str, str]]:
     return [
         ("prompt tokens", "all tokens of the prompt, as the server counts them"),
         ("reused tokens", "those that came from cached modules and were not computed"),
-        ("reuse", "the prompt in PML"),
-        ("no reuse", 'the same with prompt_cache {"reuse": false}: all computed'),
-        ("other order", f"plain, modules in a new order: the prefix cache had {other} tokens"),
+        ("reuse", "the prompt in PML; passages are marked, and in a new order each time"),
+        ("no reuse", "the same, all of it computed"),
+        ("other order", f"plain, in a new order: the prefix cache had {other} tokens"),
         ("same order", f"plain, in an order asked before: the prefix cache had {same} tokens"),
         ("1.0x", "how many times the time with reuse"),
     ]
@@ -112,7 +169,7 @@ def _row(timings: Timings) -> list[str]:
 
 
 def _found(all_timings: Sequence[Timings], way: str) -> str:
-    return " and ".join(str(_num_reused(getattr(timings, way))) for timings in all_timings)
+    return ", ".join(str(_num_reused(getattr(timings, way))) for timings in all_timings)
 
 
 def _first_token(answers: Sequence[Answer]) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from demo.client import Answer, Client
 from demo.errors import DemoError
 from demo.machine import available_memory, choose_port, require_memory
-from demo.measure import measure, render_timings
+from demo.measure import measure, measure_passages, render_timings
 from demo.model import open_model, runs_on_cpu
 from demo.output import heading, note, say, step, stream
 from demo.packages import Description, find_descriptions, write_schema
@@ -132,8 +132,9 @@ def _show(server: Server, client: Client, packages: list[Description], rounds: i
     from openai import OpenAIError
 
     try:
-        _ask(client, packages)
-        _measure(client, packages, rounds)
+        passages = find_descriptions(NUM_PASSAGES, max_characters=PASSAGE_CHARACTERS)
+        _ask(client, packages, passages)
+        _measure(client, packages, passages, rounds)
     # A server that dies shows in many ways here.
     except Exception as error:
         server.require_alive(DYING_S)
@@ -142,9 +143,9 @@ def _show(server: Server, client: Client, packages: list[Description], rounds: i
         raise DemoError(f"a request failed: {error}\n\n{server.log_tail()}") from error
 
 
-def _ask(client: Client, packages: list[Description]) -> None:
+def _ask(client: Client, packages: list[Description], passages: list[Description]) -> None:
     heading("Passages, in another order each time")
-    _play_passages(client, find_descriptions(NUM_PASSAGES, max_characters=PASSAGE_CHARACTERS))
+    _play_passages(client, passages)
     heading("A travel planner")
     for scene in TRAVEL_SCENES:
         _play(client, scene)
@@ -211,10 +212,15 @@ def _say_counts(answer: Answer) -> None:
     )
 
 
-def _measure(client: Client, packages: list[Description], rounds: int) -> None:
+def _measure(client: Client, packages: list[Description], passages: list[Description], rounds: int) -> None:
     heading("Time to first token")
     travel, described = TRAVEL_SCENES[0], _packages_scene(packages)
+    often = [
+        passages[index] for index in sorted({i for order in passage_orders(len(passages)) for i in order})
+    ]
+    texts, asked = [each.text for each in often], [f"What is {each.package}?" for each in often]
     all_timings = [
+        measure_passages(client, "passages", texts, asked, rounds, step),
         measure(client, "travel", travel.pml, travel.questions, rounds, step),
         measure(client, "packages", described.pml, described.questions, rounds, step),
     ]

@@ -74,7 +74,7 @@ def tables(result: Result) -> list[Table]:
 
 _LOST_NOTE = (
     "Points at which a prefix cache with reordered passages answers more requests a second than marked "
-    "passages; nothing stands here where it never does. It reorders what the retriever ranked, and its "
+    "passages. It reorders what the retriever ranked, and its "
     "answers are a full prefill's over that order; marked passages keep their ranking and have not seen "
     "each other ([quality](../../docs/quality.md))."
 )
@@ -82,11 +82,12 @@ _LOST_NOTE = (
 
 def _lost(cells: Iterable[Cell]) -> tuple[tuple[str, ...], ...]:
     found = ((cell, _ratio(cell, "reordered", "marks")) for cell in cells)
-    return tuple(
+    rows = [
         (LOADS[cell["load"]].what, str(cell["concurrency"]), ratio.text(2))
         for cell, ratio in found
         if ratio is not None and ratio.median > 1
-    )
+    ]
+    return tuple(rows) or (("nowhere here", NOT_MEASURED, NOT_MEASURED),)
 
 
 def _note(result: Result) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from demo import measure as measuring
 from demo.client import Answer, Answering
-from demo.measure import Timings, measure, render_timings
+from demo.measure import Timings, measure, measure_passages, render_timings
 from tests.demo.test_orders import PLAN
 
 
@@ -35,6 +35,12 @@ class RecordingClient:
         self.asked.append((question, reuse))
         return Said(Answer("x", 13, 12 if reuse else 0, 0.1 if reuse else 1.0))
 
+    def chat_over(
+        self, passages: Sequence[str], question: str, *, max_tokens: int, marked: bool, salt: str | None
+    ) -> Said:
+        self.asked.append((tuple(passages), question, marked, salt))
+        return Said(Answer("x", 13, 12 if marked else 0, 0.1 if marked else 1.0))
+
     def complete(self, token_ids: Sequence[int], *, max_tokens: int) -> Said:
         self.asked.append(tuple(token_ids))
         return Said(Answer("x", 13, 3, 0.5))
@@ -54,6 +60,24 @@ def test_ways_of_asking_take_turns() -> None:
         assert asked == [*((question, reuse) for reuse in one_round), OTHER, IN_ORDER]
     assert timings.num_rounds == 3
     assert said[-1] == "name: round 3 of 3"
+
+
+def test_passages_are_asked_about_in_another_order_each_round() -> None:
+    client = RecordingClient()
+    passages, questions = ("a", "b", "c"), ("a?", "b?")
+    timings = measure_passages(client, "name", passages, questions, 4, [].append)  # type: ignore[arg-type]
+    before, rounds = client.asked[:2], client.asked[2:]
+    assert [(order, marked) for order, _, marked, _ in before] == [(passages, True), (passages, False)]
+    assert len(rounds) == 4 * timings.num_rounds == 16
+    seen = set()
+    for index in range(4):
+        marked, salted, plain, same = rounds[4 * index : 4 * index + 4]
+        assert marked[0] == salted[0] == plain[0] != passages == same[0]
+        assert [one[2] for one in (marked, salted, plain, same)] == [True, False, False, False]
+        assert [one[3] is None for one in (marked, salted, plain, same)] == [True, False, True, True]
+        assert {one[1] for one in (marked, salted, plain, same)} == {questions[index % 2]}
+        seen.add(marked[0])
+    assert len(seen) == 4 and len({one[3] for one in rounds}) == 5
 
 
 def test_slow_machines_measure_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +119,7 @@ def test_the_table_shows_medians_ratios_and_what_they_mean() -> None:
         "0.5x",
     ]
     assert "median of 3 rounds" in shown
-    for words in ("prefix cache had 16", "prefix cache had 384", '"reuse": false'):
+    for words in ("prefix cache had 16", "prefix cache had 384", "all of it computed"):
         assert words in " ".join(shown.split())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.engine.support import (
     tokens_of,
 )
 from tests.models import tiny_model as tiny_model_of
+from vllm_promptcache import compat
 from vllm_promptcache.blocks.wire import units_to_wire
 from vllm_promptcache.contract.plan import CachedSegment, Plan
 
@@ -72,6 +74,25 @@ def test_members_at_other_places(
     report = check(engine, oracle, tiny_model, members(*reversed(order)))
     assert len(engine.encoded) == len(encoded)
     assert report["modules_encoded"] == 0
+
+
+def test_units_of_a_step_are_loaded_together(
+    engine: Engine, oracle: Oracle, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer's cache is written once for those that stay and once for those that are moved, however many."""
+    check(engine, oracle, tiny_model, members(*range(1, 9)))
+    engine.reclaim_all()
+    written: list[str] = []
+    update = compat.update_cache
+
+    def watched(layer: Any, *states: Any) -> None:
+        written.append(layer.layer_name)
+        update(layer, *states)
+
+    monkeypatch.setattr(compat, "update_cache", watched)
+    assert report_of(engine.ask([members(*range(8, 0, -1))])[0])["modules_loaded"] == 9
+    # And once with the edge rows that the request takes into its own blocks.
+    assert len(set(written)) == 3 and max(Counter(written).values()) <= 3
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 64, 97])

@@ -109,8 +109,19 @@ def test_layers_share_tables_and_some_have_none() -> None:
     latent = move.apply(3, key, value)
     assert torch.equal(latent[0], key)
     assert torch.equal(latent[1], move.apply(0, value, key)[0])
-    only = move.of(torch.tensor([1]))
-    assert torch.equal(only.apply(0, key[1:], value[1:])[0], move.apply(0, key, value)[0][1:])
+
+
+@pytest.mark.parametrize("layers", [[0, 2], [0, 1], [1, 4], [3], [0, 3, 2]])
+def test_layers_are_moved_at_once_as_one_by_one(layers: list[int]) -> None:
+    rotary, _, _ = model("llama", PLAIN)
+    table = table_of(rotary, False, torch.float32)
+    rotation = Rotation((table, None, table, table, None), (False, False, False, True, False))
+    move = rotation.begin(torch.tensor([3, 4, 9]), torch.tensor([13, 14, 19]))
+    key, value = torch.randn(len(layers), 3, 2, 64), torch.randn(len(layers), 3, 2, 64)
+    keys, values = move.apply_to_all(layers, key, value)
+    for index, layer in enumerate(layers):
+        one = move.apply(layer, key[index], value[index])
+        assert torch.equal(keys[index], one[0]) and torch.equal(values[index], one[1])
 
 
 def test_positions_past_the_tables_are_told() -> None:

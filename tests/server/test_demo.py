@@ -20,8 +20,8 @@ def test_the_demo_ends_with_its_table_and_leaves_nothing_behind(tiny_model: Path
         [*COMMAND, "--model", str(tiny_model)], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = re.findall(r"^(travel|packages) +(\d+) +(\d+) +[\d.]+ m?s ", done.stdout, re.MULTILINE)
-    assert [name for name, _, _ in rows] == ["travel", "packages"]
+    rows = re.findall(r"^(passages|travel|packages) +(\d+) +(\d+) +[\d.]+ m?s ", done.stdout, re.MULTILINE)
+    assert [name for name, _, _ in rows] == ["passages", "travel", "packages"]
     for _, num_prompt_tokens, num_reused_tokens in rows:
         assert 0 < int(num_prompt_tokens) - int(num_reused_tokens) < 40
     assert done.stdout.count("  > ") == done.stdout.count(" reused; first token after ") == 12

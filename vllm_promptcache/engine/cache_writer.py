@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from vllm_promptcache import compat
-from vllm_promptcache.engine.messages import Load, StepMessage
+from vllm_promptcache.engine.messages import StepMessage
 from vllm_promptcache.engine.record_keeper import RecordKeeper
+from vllm_promptcache.engine.record_loader import RecordLoader
 from vllm_promptcache.engine.step import NO_TOKENS, Capturing, Injection, Step, TableSlots
 from vllm_promptcache.records.rotation import Move, Rotation
 from vllm_promptcache.records.row_store import RowStore
@@ -33,8 +34,8 @@ class CacheWriter:
         self.layers = layers
         self.device = device
         self.records = records
-        self.rotation = rotation
         self.row_store = RowStore([compat.shape_of_rows(layer) for layer in layers])
+        self._loader = RecordLoader(layers, device, records.rows, self.row_store, rotation)
 
     def take(self, message: StepMessage) -> None:
         """Rows that nobody will ask for again are forgotten, those of units to be encoded begun, and units to
@@ -46,32 +47,12 @@ class CacheWriter:
             if admission.capture is not None:
                 self.row_store.open(admission.capture.unit, admission.capture.num_rows)
                 self.records.begin(admission.capture.recording)
-        for load in message.loads:
-            self._load(load)
-
-    def _load(self, load: Load) -> None:
-        """Write a record's rows into a unit's blocks and edge rows, moved to where it stands."""
-        self.row_store.open(load.unit, load.num_rows)
-        stored, kept = np.flatnonzero(load.slots >= 0), np.flatnonzero(load.rows >= 0)
-        slots, rows = self.on_device(load.slots[stored]), self.on_device(load.rows[kept])
-        in_blocks, in_rows = self.on_device(stored), self.on_device(kept)
-        move = self._move(load.positions, load.shift)
-        for index, layer in enumerate(self.layers):
-            key, value = (rows.to(self.device) for rows in self.records.rows.layer(load.record, index))
-            if move is not None:
-                key, value = move.apply(index, key, value)
-            if len(stored):
-                compat.update_cache(layer, key[in_blocks], value[in_blocks], slots)
-            if len(kept):
-                self.row_store.write(load.unit, index, rows, key[in_rows], value[in_rows])
+        if message.loads:
+            self._loader.load(message.loads)
 
     def _move(self, positions: NDArray[np.int64], shift: int) -> Move | None:
         """What moves states at positions by ``shift``; None if they stay."""
-        if not shift:
-            return None
-        assert self.rotation is not None, "states of this model cannot be moved"
-        origin = self.on_device(positions)
-        return self.rotation.begin(origin, origin + shift)
+        return self._loader.move(positions, shift) if shift else None
 
     def on_device(self, array: NDArray[Any]) -> torch.Tensor:
         """An array where the model runs."""

@@ -181,6 +181,10 @@ class Loads:
 
     def place_background(self, make_room: Callable[[int], bool]) -> None:
         """Give blocks to units that no request waits for, while there are any."""
+        units = [self._waiting[key] for key in self._background]
+        if len(units) > 1 and make_room(sum(unit.geometry.num_blocks for unit in units)):
+            # Together: workers read several files at once.
+            self._fetch([unit for unit in units if not self.catalog.is_in_memory(record_name(unit.key))])
         for key in list(self._background):
             if not self.place((key,), make_room) and key in self._background:
                 self._is_stuck = not self._placed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -11,6 +12,9 @@ from vllm_promptcache.records.catalog import Orders
 from vllm_promptcache.records.folder import RecordFolder
 from vllm_promptcache.records.record_file import RecordHeader
 from vllm_promptcache.records.row_store import RowStore
+
+# Files that are read at once.
+NUM_READERS = 4
 
 
 class RecordKeeper:
@@ -48,7 +52,11 @@ class RecordKeeper:
 
     def fetch(self, headers: Sequence[RecordHeader]) -> list[bool]:
         """Bring records from disk into memory: for each whether it is there now."""
-        return [self._fetch(header) for header in headers]
+        if len(headers) < 2:
+            return [self._fetch(header) for header in headers]
+        # Most of reading is hashing, which needs no interpreter.
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            return list(readers.map(self._fetch, headers))
 
     def _fetch(self, header: RecordHeader) -> bool:
         if header.name in self.rows:

@@ -50,20 +50,26 @@ class Turn:
     sin: torch.Tensor
     interleaved: bool
 
-    def apply(self, keys: torch.Tensor) -> torch.Tensor:
-        """Keys ``(tokens, …, dimensions)`` turned: worked out in float32, rounded once to their dtype."""
+    def apply(self, keys: torch.Tensor, tokens_at: int = 0) -> torch.Tensor:
+        """Keys ``(tokens, …, dimensions)`` turned: worked out in float32, rounded once to their dtype.
+
+        ``tokens_at`` is the dimension of tokens, if it is another than the first.
+        """
         pairs = self.cos.shape[-1]
-        shape = (len(keys), *([1] * (keys.dim() - 2)), pairs)
+        shape = [1] * keys.dim()
+        shape[tokens_at], shape[-1] = keys.shape[tokens_at], pairs
         cos, sin = self.cos.reshape(shape), self.sin.reshape(shape)
-        turned = keys[..., : 2 * pairs].float()
-        if self.interleaved:
-            first, second = turned[..., ::2], turned[..., 1::2]
-        else:
-            first, second = turned[..., :pairs], turned[..., pairs:]
-        moved = keys.clone()
-        parts = (first * cos - second * sin, second * cos + first * sin)
-        whole = torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)
-        moved[..., : 2 * pairs] = whole.to(keys.dtype)
+        moved = torch.empty_like(keys)
+        if 2 * pairs < keys.shape[-1]:
+            moved[..., 2 * pairs :] = keys[..., 2 * pairs :]
+        halves = (
+            (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+            if self.interleaved
+            else (slice(pairs), slice(pairs, 2 * pairs))
+        )
+        first, second = (keys[..., half].float() for half in halves)
+        moved[..., halves[0]] = (first * cos).addcmul_(second, sin, value=-1)
+        moved[..., halves[1]] = (second * cos).addcmul_(first, sin)
         return moved
 
 
@@ -104,13 +110,19 @@ class Move:
             return key, value
         return (key, turn.apply(value)) if self.rotates_value[layer] else (turn.apply(key), value)
 
-    def of(self, tokens: torch.Tensor | slice) -> Move:
-        """The same for some of the tokens."""
-        kept: dict[int, Turn] = {}
-        for turn in self.turns:
-            if turn is not None and id(turn) not in kept:
-                kept[id(turn)] = Turn(turn.cos[tokens], turn.sin[tokens], turn.interleaved)
-        return Move(tuple(None if t is None else kept[id(t)] for t in self.turns), self.rotates_value)
+    def apply_to_all(
+        self, layers: Sequence[int], key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows ``(layers, tokens, …)`` of some layers, moved; at once where they have one table."""
+        first = layers[0]
+        how = self.turns[first], self.rotates_value[first]
+        if any((self.turns[layer], self.rotates_value[layer]) != how for layer in layers):
+            pairs = [self.apply(layer, key[i], value[i]) for i, layer in enumerate(layers)]
+            return torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs])
+        turn, rotates_value = how
+        if turn is None:
+            return key, value
+        return (key, turn.apply(value, 1)) if rotates_value else (turn.apply(key, 1), value)
 
 
 def split_table(cos_sin: torch.Tensor, interleaved: bool) -> RotaryTable:

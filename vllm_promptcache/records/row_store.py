@@ -5,7 +5,6 @@ Records are all rows of a unit, edge rows those that do not fill a block of one 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
@@ -41,20 +40,19 @@ class RowStore:
         self._packed_from = packed_from
         numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
         self.num_layers = len(kinds)
-        self._num_layers_of = [Counter(kinds)[kind] for kind in numbers]
-        seen: Counter[int] = Counter()
-        # A layer's kind, and its place among the layers of the kind.
+        # By kind, the numbers of its layers; of each layer its kind, and its place among those.
+        self.layers_of: list[list[int]] = [[] for _ in numbers]
         self._places: list[tuple[int, int]] = []
-        for kind in kinds:
-            number = numbers[kind]
-            self._places.append((number, seen[number]))
-            seen[number] += 1
+        for layer, kind in enumerate(kinds):
+            same = self.layers_of[numbers[kind]]
+            self._places.append((numbers[kind], len(same)))
+            same.append(layer)
         self._rows: dict[Hashable, list[Pair | None]] = {}
         self._num_rows: dict[Hashable, int] = {}
 
     def open(self, unit: Hashable, num_rows: int) -> None:
         """Begin to keep a unit's rows, anew if some are there; memory is taken when the first are written."""
-        self._rows[unit] = [None] * len(self._num_layers_of)
+        self._rows[unit] = [None] * len(self.layers_of)
         self._num_rows[unit] = num_rows
 
     def drop(self, units: Iterable[Hashable]) -> None:
@@ -74,11 +72,17 @@ class RowStore:
         if self._device is not None:
             rows, key, value = rows.to(self._device), key.to(self._device), value.to(self._device)
         if pair is None:
-            shape = (self._num_layers_of[kind], self._num_rows[unit])
-            pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
-            self._rows[unit][kind] = pair
+            pair = self._take_memory(unit, kind, key, value)
         pair[0][index, rows] = key
         pair[1][index, rows] = value
+
+    def write_all(
+        self, unit: Hashable, kind: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Keep a kind's rows, ``(layers of the kind, tokens, …)``, in a store that packs none."""
+        pair = self._rows[unit][kind] or self._take_memory(unit, kind, key[0], value[0])
+        pair[0][:, rows] = key
+        pair[1][:, rows] = value
 
     def layer(self, unit: Hashable, layer: int) -> Pair:
         """All rows of one layer, as they were written."""
@@ -88,14 +92,21 @@ class RowStore:
             return key, value
         return unpack(key, self._packed_from), unpack(value, self._packed_from)
 
+    def some_rows(self, unit: Hashable, kind: int, some: slice | torch.Tensor) -> Pair:
+        """Some rows of all layers of a kind, ``(layers of the kind, rows, …)``, as they were written."""
+        key, value = (rows[:, some] for rows in self._pair(unit, kind))
+        if self._packed_from is None:
+            return key, value
+        return unpack(key, self._packed_from), unpack(value, self._packed_from)
+
     def all_rows(self, unit: Hashable) -> list[Pair]:
         """What is kept of a unit, a pair for each kind of layers; not to be changed."""
-        return [self._pair(unit, kind) for kind in range(len(self._num_layers_of))]
+        return [self._pair(unit, kind) for kind in range(len(self.layers_of))]
 
     def put(self, unit: Hashable, rows: list[Pair]) -> bool:
         """Keep rows as ``all_rows`` gave them; whether they are of layers as these are."""
         shapes = [(len(key), len(value)) for key, value in rows]
-        if shapes != [(number, number) for number in self._num_layers_of]:
+        if shapes != [(len(layers), len(layers)) for layers in self.layers_of]:
             return False
         self._rows[unit] = list(rows)
         self._num_rows[unit] = rows[0][0].shape[1]
@@ -113,7 +124,7 @@ class RowStore:
         """Each layer's key and value rows of several ranges, one after the other: ``(rows, KV heads, head
         size)``. Layer by layer: what is gathered is used while it is in the processor's cache, and before
         anything is written, as rows of a single range are not copied."""
-        by_kind = [self._gather_kind(ranges, kind) for kind in range(len(self._num_layers_of))]
+        by_kind = [self._gather_kind(ranges, kind) for kind in range(len(self.layers_of))]
         if len(by_kind) == 1:
             return by_kind[0]
         return (next(by_kind[kind]) for kind, _ in self._places)
@@ -136,6 +147,13 @@ class RowStore:
         keys = [pair[0][index, r.start : r.end] for pair, r in pairs]
         values = [pair[1][index, r.start : r.end] for pair, r in pairs]
         return torch.cat(keys), torch.cat(values)
+
+    def _take_memory(self, unit: Hashable, kind: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
+        """Memory for a kind's rows like these, ``(tokens, …)``."""
+        shape = (len(self.layers_of[kind]), self._num_rows[unit])
+        pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
+        self._rows[unit][kind] = pair
+        return pair
 
     def _pair(self, unit: Hashable, kind: int) -> Pair:
         pair = self._rows[unit][kind]
