@@ -83,9 +83,9 @@ def lay_out_slots(
 ) -> SlotLayout:
     """Lay a composition out over units laid out for ``block_size``, and check that it is one.
 
-    A window counts states back from a token's own by their index in its row's table. Only the stream is in
-    position order without holes, so where a model has layers with windows, the last ``window`` - 1 tokens
-    before each run of new tokens stand in the stream: as edge rows, also where they fill blocks. What is
+    A window counts states back from a token's own by their index in its row's table. Only private tokens
+    are in position order without holes, so where a model has layers with windows, the last ``window`` - 1
+    tokens before each run of new tokens are private: as edge rows, also where they fill blocks. What is
     farther away no window reaches, in whatever order it stands.
 
     Raises:
@@ -99,7 +99,7 @@ def lay_out_slots(
     item_offsets: list[int] = []
     position = 0
     for item, tail in zip(composition.items, _tails(composition.items, window), strict=True):
-        item_offsets.append(laid_out.stream)
+        item_offsets.append(laid_out.offset)
         if isinstance(item, Reused):
             stored = units[item.unit].stored_range(item.start, item.end, tail)
             first, num_tokens = stored.first_position, item.end - item.start
@@ -112,10 +112,10 @@ def lay_out_slots(
 
 
 class _Slots:
-    """A slot layout in the making: items are added in position order. ``stream`` is how long it is."""
+    """A slot layout in the making: items are added in position order. ``offset`` is the next one's."""
 
     def __init__(self) -> None:
-        self.stream = 0
+        self.offset = 0
         self._shared: list[SharedBlocks] = []
         self._edges: list[EdgeRows] = []
         self._positions: list[NDArray[np.int64]] = []
@@ -123,31 +123,31 @@ class _Slots:
         self._row_starts: list[int] = []
         self._row_shared: list[int] = []
         self._num_shared = self._num_new = 0
-        self._row_end = -1  # the stream offset at which the open row may be continued
+        self._row_end = -1  # the offset at which the open row may be continued
 
     def reuse(self, unit: UnitKey, stored: StoredRange) -> None:
-        """Whole blocks are shared; edge rows come next in the stream."""
+        """Whole blocks are shared; edge rows are private."""
         for start, end in stored.rows:
-            self._edges.append(EdgeRows(unit, start, end, self.stream))
-            self.stream += end - start
+            self._edges.append(EdgeRows(unit, start, end, self.offset))
+            self.offset += end - start
         if stored.blocks is not None:
             start, end = stored.blocks
             self._shared.append(SharedBlocks(unit, start, end))
             self._num_shared += end - start
 
     def compute(self, first_position: int, num_tokens: int) -> None:
-        """New tokens come next in the stream: in the open row, unless cached tokens came between."""
-        if self.stream != self._row_end or self._row_shared[-1] != self._num_shared:
+        """New tokens come next: in the open row, unless cached tokens came between."""
+        if self.offset != self._row_end or self._row_shared[-1] != self._num_shared:
             self._row_starts.append(self._num_new)
             self._row_shared.append(self._num_shared)
         self._positions.append(np.arange(first_position, first_position + num_tokens))
-        self._offsets.append(np.arange(self.stream, self.stream + num_tokens))
+        self._offsets.append(np.arange(self.offset, self.offset + num_tokens))
         self._num_new += num_tokens
-        self._row_end = self.stream = self.stream + num_tokens
+        self._row_end = self.offset = self.offset + num_tokens
 
     def finished(self, block_size: int, item_offsets: tuple[int, ...]) -> SlotLayout:
         """What was laid out."""
-        num_cached = self._num_shared * block_size + self.stream - self._num_new
+        num_cached = self._num_shared * block_size + self.offset - self._num_new
         return SlotLayout(
             block_size,
             tuple(self._shared),
