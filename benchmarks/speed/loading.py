@@ -29,6 +29,7 @@ MEMBERS, NEW = 8, 16
 # Groups of members that are asked for in turn, and the tokens that the KV cache holds beside a group: when
 # a group's turn comes again, others have had its blocks.
 GROUPS, ROOM = 4, 3000
+# vLLM's block size on CPUs.
 BLOCK = 128
 
 
@@ -93,7 +94,8 @@ def _servers(run: Run, stack: contextlib.ExitStack, length: int, ways: list[str]
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-records-"))
     # Any server has to hold the longest prompt that its model takes; this one takes no longer ones.
     positions = length + ROOM
-    small = ["--max-model-len", str(positions), "--num-gpu-blocks-override", str(positions // BLOCK)]
+    blocks = -(-positions // (settings.block_size or BLOCK)) + 1  # one holds nothing
+    small = ["--max-model-len", str(positions), "--num-gpu-blocks-override", str(blocks)]
     records = {
         "memory": ("host_gib=4",),
         "files": ("host_gib=0", f"dir={folder}"),

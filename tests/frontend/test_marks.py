@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as Sequence_
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.byte_tokenizer import CHATML, CHATML_TOOLS, HEADERS, INST, NO_SYSTEM, byte_tokenizer
 from vllm_promptcache.contract.plain import plain_tokens
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.marks import NO_PINS, Mark, read_marks
+from vllm_promptcache.frontend.marks import NO_PINS, Mark, read_marks, with_line_breaks
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.plan.marked import TokenRun, build_marked
 
@@ -216,6 +222,43 @@ def test_the_same_text_is_one_unit() -> None:
     plan = build_marked([TokenRun([3, 4], "a"), TokenRun([1]), TokenRun([3, 4], "b"), TokenRun([7])], [9])
     assert [unit.id for unit in plan.units] == ["messages:lead", "messages/a"]
     assert [unit.id for unit, _ in plan.placed_units].count("messages/a") == 2
+
+
+LINES = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Splits as Llama 3's and Qwen's do: a full stop and the line break behind it are one token."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = Sequence_([Split(Regex(LINES), "isolated"), ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([f"The desk opens{end}\n{end}\n\n" for end in ".?!" * 9], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML)
+
+
+def test_the_line_break_between_parts_is_the_part_s() -> None:
+    tokenizer = merging_tokenizer()
+    assert ".Ċ" in tokenizer.convert_ids_to_tokens(tokenizer.encode("opens.\nThe"))
+    messages = conversation(
+        part("The desk opens.", **EPHEMERAL),
+        part("ends in a line break.\n", **EPHEMERAL),
+        part("\nbegins with one", **EPHEMERAL),
+        part("The last.", **EPHEMERAL),
+        part("When?"),
+    )
+    prompt = tokenizer.apply_chat_template(as_strings(messages), tokenize=False, add_generation_prompt=True)
+    spans = with_line_breaks(prompt, read_marks(messages).find(prompt)[0])
+    texts = [prompt[span.start : span.end] for span in spans]
+    assert texts == ["The desk opens.\n", "ends in a line break.\n", "\nbegins with one\n", "The last.\n"]
+    # Where no part ends in white space, nothing merges: tokens are the plain prompt's.
+    simple = conversation(*[part(f"The desk opens{c}", **EPHEMERAL) for c in ".?!"], part("When?"))
+    prompt = tokenizer.apply_chat_template(as_strings(simple), tokenize=False, add_generation_prompt=True)
+    spans = with_line_breaks(prompt, read_marks(simple).find(prompt)[0])
+    bounds = [0, *(edge for span in spans for edge in span[:2]), len(prompt)]
+    assert len(spans) == 3 and all(a.end == b.start for a, b in pairwise(spans))
+    pieces = [tokenizer.encode(prompt[start:end]) for start, end in pairwise(bounds)]
+    assert [token for piece in pieces for token in piece] == tokenizer.encode(prompt)
 
 
 def test_seams_are_at_the_parts_edges(embedded_model: Path) -> None:

@@ -11,7 +11,7 @@ from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import ComposedPrompt
 from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, EngineConnection, run_sync
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.marks import MarkedParts, Span, read_marks
+from vllm_promptcache.frontend.marks import MarkedParts, Span, read_marks, with_line_breaks
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.plan.marked import TokenRun, build_marked
@@ -54,7 +54,8 @@ class MarkComposer:
         return await self._connection.run(lambda: self._compose(prompt, parts, options))
 
     def _compose(self, prompt: str, parts: MarkedParts, options: PromptOptions) -> tuple[ComposedPrompt, int]:
-        spans, turn = parts.find(prompt)
+        found, turn = parts.find(prompt)
+        spans = with_line_breaks(prompt, found)
         marked = [(span, ids) for span in spans if len(ids := self._tokens(prompt, span)) >= self._min_tokens]
         if not marked:
             what = f"no marked part has {self._min_tokens} tokens" if spans else "the template changes them"

@@ -135,6 +135,21 @@ def read_marks(
     )
 
 
+def with_line_breaks(prompt: str, spans: Sequence[Span]) -> list[Span]:
+    """Spans that a line break follows, as one is put between a message's parts, have it with them.
+
+    It is not computed in each request then, and where a tokenizer merges it with a full stop the tokens are
+    the plain prompt's. Not behind a part that ends in white space: that may merge with what follows.
+    """
+    starts = {span.start for span in spans}
+    return [
+        span._replace(end=span.end + 1)
+        if prompt.startswith("\n", span.end) and span.end not in starts and not prompt[span.end - 1].isspace()
+        else span
+        for span in spans
+    ]
+
+
 def _mark_of(part: Mapping[str, Any]) -> Mark | None:
     """A part's mark. An own `prompt_cache` says more than a `cache_control`."""
     own, control = part.get(PROMPT_CACHE), part.get(CACHE_CONTROL)
