@@ -133,11 +133,11 @@ class _Pool:
 
     def to_pml(self) -> str:
         members = "".join(member.to_pml() for member in self.members)
-        return f'<schema name="{self.name}"><pool name="pool">{members}</pool></schema>'
+        return f'<schema name="{self.name}"><pool name="found">{members}</pool></schema>'
 
     def prompt(self, members: list[Module]) -> str:
         chosen = "".join(f"<{member.name}/>" for member in members)
-        return f'<prompt schema="{self.name}"><pool>{chosen}</pool></prompt>'
+        return f'<prompt schema="{self.name}"><found>{chosen}</found></prompt>'
 
 
 class _Asking:
@@ -202,7 +202,7 @@ def _restarts(run: Run, count: int, num_tokens: int, source: TextSource, restart
     """How long a server takes until a schema's members are resident: at first, and after it was stopped."""
     name = f"r{uuid4().hex[:8]}"
     members = "".join(make_module(f"m{i}", num_tokens, source).to_pml() for i in range(count))
-    pml = f'<schema name="{name}"><pool name="pool">{members}</pool></schema>'
+    pml = f'<schema name="{name}"><pool name="found">{members}</pool></schema>'
     samples: dict[str, list[dict[str, Any]]] = {"encoded": [], "restarted": []}
     with tempfile.TemporaryDirectory(prefix="benchmark-records-") as folder:
         config = [f"--prompt-cache-config.dir={folder}", "--prompt-cache-config.host_gib=4"]
