@@ -9,7 +9,8 @@ Llama-3 and YaRN scaling, NeoX and GPT-J style.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -42,6 +43,16 @@ class RotaryTable:
         )
 
 
+class _Work(NamedTuple):
+    """What turning keys of one shape takes: cosines, and sines with their signs, for each of their numbers;
+    keys in float32, and the same with the numbers of each pair swapped."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    turned: torch.Tensor
+    swapped: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Turn:
     """A rotation of some tokens' keys; ``cos`` and ``sin`` are float32, ``(tokens, pairs)``."""
@@ -49,28 +60,50 @@ class Turn:
     cos: torch.Tensor
     sin: torch.Tensor
     interleaved: bool
+    _works: dict[tuple[tuple[int, ...], int], _Work] = field(default_factory=dict, repr=False)
 
     def apply(self, keys: torch.Tensor, tokens_at: int = 0) -> torch.Tensor:
         """Keys ``(tokens, …, dimensions)`` turned: worked out in float32, rounded once to their dtype.
 
         ``tokens_at`` is the dimension of tokens, if it is another than the first.
         """
-        pairs = self.cos.shape[-1]
-        shape = [1] * keys.dim()
-        shape[tokens_at], shape[-1] = keys.shape[tokens_at], pairs
-        cos, sin = self.cos.reshape(shape), self.sin.reshape(shape)
+        work = self._work_on(keys, tokens_at)
+        width = work.turned.shape[-1]
+        first, second = self._halves(width // 2)
+        work.turned.copy_(keys[..., :width])
+        work.swapped[..., first] = work.turned[..., second]
+        work.swapped[..., second] = work.turned[..., first]
+        work.turned.mul_(work.cos).addcmul_(work.swapped, work.sin)
         moved = torch.empty_like(keys)
-        if 2 * pairs < keys.shape[-1]:
-            moved[..., 2 * pairs :] = keys[..., 2 * pairs :]
-        halves = (
-            (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-            if self.interleaved
-            else (slice(pairs), slice(pairs, 2 * pairs))
-        )
-        first, second = (keys[..., half].float() for half in halves)
-        moved[..., halves[0]] = (first * cos).addcmul_(second, sin, value=-1)
-        moved[..., halves[1]] = (second * cos).addcmul_(first, sin)
+        moved[..., :width] = work.turned
+        if width < keys.shape[-1]:
+            moved[..., width:] = keys[..., width:]
         return moved
+
+    def _halves(self, pairs: int) -> tuple[slice, slice]:
+        """Where the first and the second dimensions of pairs are."""
+        if self.interleaved:
+            return slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+        return slice(pairs), slice(pairs, 2 * pairs)
+
+    def _work_on(self, keys: torch.Tensor, tokens_at: int) -> _Work:
+        """Memory for keys of this shape, taken once: layers have keys of few shapes."""
+        shape = (*keys.shape[:-1], 2 * self.cos.shape[-1])
+        found = self._works.get((shape, tokens_at))
+        if found is None:
+            found = self._works[shape, tokens_at] = self._make_work(shape, tokens_at)
+        return found
+
+    def _make_work(self, shape: tuple[int, ...], tokens_at: int) -> _Work:
+        # Cosines and sines for every head: all passes but the swap are then over one run of memory.
+        first, second = self._halves(shape[-1] // 2)
+        whole = [torch.empty(*shape[tokens_at:], device=self.cos.device) for _ in range(2)]
+        by_token = (shape[tokens_at], *[1] * (len(shape) - tokens_at - 2), shape[-1] // 2)
+        cos, sin = self.cos.reshape(by_token), self.sin.reshape(by_token)
+        for one, at_first, at_second in ((whole[0], cos, cos), (whole[1], -sin, sin)):
+            one[..., first], one[..., second] = at_first, at_second
+        turned, swapped = (torch.empty(*shape, device=self.cos.device) for _ in range(2))
+        return _Work(whole[0], whole[1], turned, swapped)
 
 
 @dataclass(frozen=True, eq=False)
