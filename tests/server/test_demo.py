@@ -1,4 +1,4 @@
-"""`vllm-promptcache demo` as a user runs it, with a tiny model: it ends well, or is interrupted."""
+"""`python -m demo` as a user runs it, with a tiny model: it ends well, or is interrupted."""
 
 import re
 import signal
