@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.engine.plans import members, plan, random_tokens, travel, whole_block
 from tests.families import FAMILIES, Family
 from tests.reference import greedy as reference_greedy
 from tests.reference import load_reference_model
+from vllm_promptcache.blocks.wire import prompt_token_ids
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plan import NewSegment, Plan
 from vllm_promptcache.repairs.repaired import without_reuse
@@ -22,7 +24,7 @@ MAX_MODEL_LEN = 4096
 
 def deviations(family: Family) -> dict[str, float]:
     """The largest difference of a log-probability from the reference's: asked cold, warm, with a module that
-    stands elsewhere than it was encoded (``moved``), with reuse off, and of a plain prompt (``control``),
+    stands elsewhere than it was encoded (``moved``), with reuse off, and of plain prompts (``control``),
     which is vLLM's own.
 
     Raises:
@@ -31,7 +33,8 @@ def deviations(family: Family) -> dict[str, float]:
     composed = [travel(), whole_blocks()]
     asked: dict[str, Sequence[Plan | list[int]]] = {"cold": composed, "warm": composed}
     asked |= {"moved": [members(1, 2)], "reuse off": [without_reuse(prompt) for prompt in composed]}
-    asked["control"] = [random_tokens(600, "control").tolist()]
+    plain = [prompt_token_ids(without_reuse(prompt)) for prompt in composed]
+    asked["control"] = [random_tokens(600, "control").tolist(), *plain]
     model = family.model()
     loaded = load_reference_model(model)
     expected = {
@@ -67,6 +70,7 @@ def main(names: list[str]) -> None:
         try:
             found: dict[str, Any] = dict(deviations(FAMILIES[name]))
         except Exception as error:  # the next family is another model
+            traceback.print_exc()
             found = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"[:300]}
         print("FAMILY " + json.dumps([name, found]), flush=True)
 

@@ -16,6 +16,9 @@ from demo.embedded_model import cache_folder, embedded_model_path, made_once
 # A change of how weights are drawn needs a new number: folders are never changed in place.
 FORMAT_NUMBER = 1
 
+# A setting that is to be None where the architecture's own value is another.
+NULL = "<null>"
+
 # 4 heads over 2 key-value heads, so that two workers can share them; a head size (32) that vLLM's CPU
 # attention has; the vocabulary of the embedded model's tokenizer.
 TINY_CONFIG: dict[str, Any] = {
@@ -39,24 +42,26 @@ def tiny_llama(*, seed: int = 0, **changes: Any) -> Path:
     return tiny_model("llama", seed=seed, **changes)
 
 
-def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> Path:
+def tiny_model(model_type: str, *, seed: int = 0, draws_norms: bool = False, **changes: Any) -> Path:
     """A folder with a random model of any decoder architecture that Transformers knows by `model_type`.
 
     It has the embedded model's tokenizer and chat template, float32 weights (25 MB), and is kept in the
     cache folder under a name that depends on everything that was asked for. A change to None leaves a
-    setting to the architecture.
+    setting to the architecture, one to `NULL` makes it None. With ``draws_norms`` the scales of norms are
+    random too, as those of trained models are.
     """
     config = {key: value for key, value in (TINY_CONFIG | changes).items() if value is not None}
-    key = json.dumps([FORMAT_NUMBER, model_type, seed, config], sort_keys=True)
+    key = json.dumps([FORMAT_NUMBER, model_type, seed, config, *["norms"] * draws_norms], sort_keys=True)
+    config = {key: None if value == NULL else value for key, value in config.items()}
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
 
     def make(_work: Path, folder: Path) -> None:
-        _save(model_type, config, seed, folder)
+        _save(model_type, config, seed, draws_norms, folder)
 
     return made_once(cache_folder() / f"tiny-{model_type}-{digest}", make)
 
 
-def _save(model_type: str, config: dict[str, Any], seed: int, folder: Path) -> None:
+def _save(model_type: str, config: dict[str, Any], seed: int, draws_norms: bool, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
@@ -73,6 +78,8 @@ def _save(model_type: str, config: dict[str, Any], seed: int, folder: Path) -> N
                 parameter.normal_(0, _deviation(name, parameter.shape[1]), generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.5, generator=generator)
+            elif draws_norms and "norm" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded_model_path()).save_pretrained(folder)
 

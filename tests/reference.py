@@ -23,7 +23,20 @@ def load_reference_model(path: Any) -> Any:
     # Falcon's eager attention adds ALiBi's bias twice.
     attention = "sdpa" if getattr(config, "alibi", False) else "eager"
     kind = model_class(config)
-    return kind.from_pretrained(path, dtype=torch.float32, attn_implementation=attention).eval()
+    model = kind.from_pretrained(path, dtype=torch.float32, attn_implementation=attention).eval()
+    _as_in_vllm(model)
+    return model
+
+
+def _as_in_vllm(model: Any) -> None:
+    """Let a model compute what vLLM's does where the two differ by themselves, also for plain prompts."""
+    if model.config.model_type == "cohere2":  # trained with a window of one more than is written down
+        model.config.sliding_window += 1
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "BloomGelu":
+            model.set_submodule(name, torch.nn.GELU())
+        if type(module).__name__ == "XIELUActivation":  # whose parameters vLLM keeps so
+            module.to(torch.bfloat16)
 
 
 def model_class(config: Any) -> Any:

@@ -22,6 +22,8 @@ CHOSEN = {
     "deepseek-v3": "latent attention",
     "qwen2.5-vl": "positions in several dimensions",
     "falcon-rw": "ALiBi",
+    "minicpm3": "rotated dimensions behind others",
+    "hunyuan": "norms behind rotation",
 }
 
 

@@ -27,10 +27,15 @@ SMALL: dict[str, Any] = {
 
 MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "llama4": ("llama4_text", "Llama4ForCausalLM", {"attention_chunk_size": 128}, "chunked-local"),
-    "mamba": ("mamba", "MambaForCausalLM", {"state_size": 16}, "recurrent"),
-    "mamba2": ("mamba2", "Mamba2ForCausalLM", {"num_heads": 4, "head_dim": 32, "expand": 2}, "recurrent"),
-    "jamba": ("jamba", "JambaForCausalLM", {"num_hidden_layers": 8}, "recurrent"),
     "bert": ("bert", "BertModel", {}, "pooling"),
+}
+
+
+RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mamba": ("mamba", "MambaForCausalLM", {"state_size": 16}),
+    "mamba2": ("mamba2", "Mamba2ForCausalLM", {"num_heads": 4, "head_dim": 32, "expand": 2}),
+    "jamba": ("jamba", "JambaForCausalLM", {"num_hidden_layers": 8}),
+    "qwen3-next": ("qwen3_next", "Qwen3NextForCausalLM", {"num_hidden_layers": 4}),
 }
 
 
@@ -77,8 +82,8 @@ def test_models(
 
 
 def test_the_command_line_says_what_a_start_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mamba2").mkdir()
-    refused = folder(tmp_path / "mamba2", *MODELS["mamba2"][:3])
+    (tmp_path / "bert").mkdir()
+    refused = folder(tmp_path / "bert", *MODELS["bert"][:3])
     served = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": 128})
     with pytest.raises(UnsupportedError) as caught:
         configure(refused)
@@ -106,6 +111,19 @@ def test_windows_that_can_bind(tmp_path: Path, changes: dict[str, Any], window: 
     vllm_config = configure(model)
     assert "PromptCache" in vllm_config.parallel_config.worker_cls
     assert models.window_of(vllm_config.model_config) == window
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "changes"), RECURRENT.values(), ids=RECURRENT)
+def test_prompts_of_recurrent_models_are_plain(
+    tmp_path: Path, model_type: str, architecture: str, changes: dict[str, Any]
+) -> None:
+    model = folder(tmp_path, model_type, architecture, changes)
+    plain = configure(model, additional_config={})
+    vllm_config = configure(model)
+    assert vllm_config.scheduler_config.scheduler_cls.endswith("PlainScheduler")
+    assert vllm_config.parallel_config.worker_cls == plain.parallel_config.worker_cls
+    verdict = models.verdict_of(model)
+    assert verdict.is_served and "recurrent layers" in verdict.sentence
 
 
 @pytest.mark.parametrize(

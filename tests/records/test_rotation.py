@@ -1,5 +1,6 @@
 """Keys moved by their model's tables are those that the model makes at the other position."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,3 +131,18 @@ def test_positions_past_the_tables_are_told() -> None:
     check_positions(rotation, [NUM_POSITIONS - 1])
     with pytest.raises(ValueError, match="4096"):
         check_positions(rotation, [NUM_POSITIONS])
+
+
+@pytest.mark.parametrize("kind", ["llama", "cohere"])
+def test_dimensions_before_the_rotated_ones_stay(kind: str) -> None:
+    """Latent attention that keeps whole keys rotates the last of their dimensions."""
+    rotary, apply, interleaved = model(kind, PLAIN)
+    keys = torch.randn(5, 2, 24 + 64, generator=torch.Generator().manual_seed(0))
+    origin, target = torch.arange(5), torch.arange(5) + 900
+    at_home, away = (
+        torch.cat((keys[..., :24], rotated(rotary, apply, keys[..., 24:], where)), -1)
+        for where in (origin, target)
+    )
+    table = replace(table_of(rotary, interleaved, torch.float32), first=24)
+    move = Rotation((table,), (False,)).begin(origin, target)
+    assert torch.allclose(move.apply(0, at_home, at_home)[0], away, atol=1e-5)

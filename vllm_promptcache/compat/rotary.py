@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vllm_promptcache.compat.layers import has_alibi
+from vllm_promptcache.compat.layers import has_alibi, is_latent
 from vllm_promptcache.compat.version import UnsupportedError
 
 # vLLM's modules whose tables depend on the position alone, by class: their subclasses differ in just that.
@@ -24,15 +24,18 @@ MOVABLE_CLASSES = {
 }
 # Transformers' modules, by the kind of their frequencies.
 MOVABLE_KINDS = {"default", "linear", "llama3", "yarn", "proportional"}
+# Attention classes, by the beginning of their names, that scale each dimension of a rotated key by itself.
+NORMS_BEHIND_ROTATION = "HunYuan"
 
 
 class LayerRotary(NamedTuple):
-    """Cosines and sines of a layer's rotary module, each ``(positions, pairs)``, and which dimensions pair:
-    neighbours (``interleaved``), or those of two halves."""
+    """Cosines and sines of a layer's rotary module, each ``(positions, pairs)``, which dimensions pair:
+    neighbours (``interleaved``), or those of two halves, and the ``first`` one that is rotated."""
 
     cos: torch.Tensor
     sin: torch.Tensor
     interleaved: bool
+    first: int = 0
 
 
 def rotary_of_layers(model: Any, layers: Sequence[Any], num_positions: int) -> list[LayerRotary | None]:
@@ -62,11 +65,19 @@ def rotary_of_layers(model: Any, layers: Sequence[Any], num_positions: int) -> l
                 continue
             raise UnsupportedError(f"the positions of {layer.layer_name} are not rotary")
         if id(rotary) not in tables:
-            tables[id(rotary)] = _table(rotary, above[0], num_positions)
+            if type(above[0]).__name__.startswith(NORMS_BEHIND_ROTATION):
+                raise UnsupportedError(f"{type(above[0]).__name__} scales keys after it has rotated them")
+            table = _table(rotary, above[0], num_positions)
+            tables[id(rotary)] = table._replace(first=_first_rotated(layer, above[0]))
         found.append(tables[id(rotary)])
     if not (any(found) or all(map(has_alibi, layers))):
         raise UnsupportedError("the positions of this model are not rotary")
     return found
+
+
+def _first_rotated(layer: Any, attention: Any) -> int:
+    """The first rotated dimension of a layer's keys: latent attention that keeps whole keys has them last."""
+    return 0 if is_latent(layer) else getattr(attention, "qk_nope_head_dim", None) or 0
 
 
 def _above(name: str, modules: dict[str, Any]) -> Iterator[Any]:

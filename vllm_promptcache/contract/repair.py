@@ -12,6 +12,12 @@ from typing import NamedTuple
 # Bounds what is kept of each unit for link tokens, beside the KV cache (`blocks.heads`).
 MAX_LINK_TOKENS = 1024
 
+# What is said where nothing can be reused, and no repair means anything.
+RECURRENT = (
+    "this model has recurrent layers: of modules nothing is reused but what is a prefix in vLLM's own cache,"
+    " and positions follow each other without gaps"
+)
+
 _ALLOWED = (
     f"'none', 'full', 'link:K' (K from 1 to {MAX_LINK_TOKENS}), 'auto', 'tail', 'close', and 'link:K' with"
     " any of them, as 'link:K+tail'"

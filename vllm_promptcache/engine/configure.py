@@ -8,6 +8,7 @@ from vllm.logger import init_logger
 
 from vllm_promptcache import compat
 from vllm_promptcache.config import PromptCacheConfig, is_enabled
+from vllm_promptcache.contract.repair import RECURRENT
 from vllm_promptcache.engine import models
 
 logger = init_logger(__name__)
@@ -19,6 +20,10 @@ WORKERS = {
 SCHEDULERS = {
     True: "vllm_promptcache.engine.scheduler.PromptCacheAsyncScheduler",
     False: "vllm_promptcache.engine.scheduler.PromptCacheScheduler",
+}
+PLAIN_SCHEDULERS = {
+    True: "vllm_promptcache.engine.plain_scheduler.PlainAsyncScheduler",
+    False: "vllm_promptcache.engine.plain_scheduler.PlainScheduler",
 }
 
 # Compile passes that put a layer's cache update into another kernel.
@@ -38,16 +43,19 @@ def configure(vllm_config: Any) -> None:
     runner = "V2" if vllm_config.use_v2_model_runner else "V1"
     logger.info_once(f"Prompt cache: enabled, on vLLM's {runner} model runner.")
     refuse_unsupported(vllm_config)
+    scheduler = vllm_config.scheduler_config
+    is_async = bool(scheduler.async_scheduling)
+    if models.is_recurrent(vllm_config.model_config):
+        logger.info_once("Prompt cache: %s", RECURRENT)
+        _replace_scheduler(scheduler, PLAIN_SCHEDULERS[is_async])
+        return
     worker = vllm_config.parallel_config.worker_cls
     if worker in WORKERS.values():  # configured already
         return
     if worker not in WORKERS:
         raise compat.UnsupportedError(f"the prompt cache has no worker to put in place of {worker}")
     vllm_config.parallel_config.worker_cls = WORKERS[worker]
-    scheduler = vllm_config.scheduler_config
-    if scheduler.scheduler_cls is not None:
-        raise compat.UnsupportedError(f"the prompt cache cannot be combined with {scheduler.scheduler_cls}")
-    scheduler.scheduler_cls = SCHEDULERS[bool(scheduler.async_scheduling)]
+    _replace_scheduler(scheduler, SCHEDULERS[is_async])
     if _is_latent_on_cpu(vllm_config.model_config):
         scheduler.enable_chunked_prefill = True
     fusions = vllm_config.compilation_config.pass_config
@@ -55,6 +63,13 @@ def configure(vllm_config: Any) -> None:
         if getattr(fusions, name, False):
             logger.info("Prompt cache: %s is switched off, module states are captured there.", name)
             setattr(fusions, name, False)
+
+
+def _replace_scheduler(scheduler_config: Any, scheduler: str) -> None:
+    if scheduler_config.scheduler_cls not in (None, scheduler):
+        given = scheduler_config.scheduler_cls
+        raise compat.UnsupportedError(f"the prompt cache cannot be combined with {given}")
+    scheduler_config.scheduler_cls = scheduler
 
 
 def refuse_unsupported(vllm_config: Any) -> None:
@@ -70,6 +85,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
 
 def _reasons(vllm_config: Any) -> list[str]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    if models.is_recurrent(model):
+        return models.reasons_against(model)
     speculation, scheduling = vllm_config.speculative_config, vllm_config.scheduler_config
     found = [
         (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from vllm_promptcache.contract.repair import RECURRENT
+
 # Their configurations do not say so. Others are found when their layers are there.
 ALWAYS_ALIBI = {"bloom"}
 
@@ -39,7 +41,9 @@ def verdict_of(model: str, max_model_len: int | None = None, trust_remote_code: 
 
 
 def _copied(model_config: Any) -> str:
-    """What of modules each request copies, as a part of a sentence."""
+    """What of modules each request copies, or computes, as a part of a sentence."""
+    if is_recurrent(model_config):
+        return f"; {RECURRENT}"
     if has_alibi(model_config.hf_text_config):
         return "; ALiBi: modules are copied for each request"
     window = window_of(model_config)
@@ -51,19 +55,23 @@ def reasons_against(model_config: Any) -> list[str]:
 
     What a configuration does not tell is found when the model's layers are there: ``compat.check_layers``.
     """
-    text_config = model_config.hf_text_config
-    chunk = getattr(text_config, "attention_chunk_size", None)
-    slides_from_prompt = model_config.rswa_window is not None
     found = [
         (model_config.runner_type == "pooling", "pooling models generate nothing after a composed prompt"),
         (
             model_config.is_encoder_decoder,
             "encoder-decoder models attend to the prompt through cross-attention",
         ),
-        (
-            model_config.is_hybrid or model_config.is_attention_free,
-            "recurrent (Mamba, linear) states cannot be composed",
-        ),
+    ]
+    if not is_recurrent(model_config):
+        found += _reasons_of_layers(model_config)
+    return [reason for applies, reason in found if applies]
+
+
+def _reasons_of_layers(model_config: Any) -> list[tuple[bool, str]]:
+    text_config = model_config.hf_text_config
+    chunk = getattr(text_config, "attention_chunk_size", None)
+    slides_from_prompt = model_config.rswa_window is not None
+    return [
         (
             bool(chunk) and chunk < model_config.max_model_len,
             f"chunked-local attention: its chunks of {chunk} tokens are cut by index, and block tables are"
@@ -79,7 +87,14 @@ def reasons_against(model_config: Any) -> list[str]:
             "sparse latent attention keeps its indexer's keys in a cache of its own",
         ),
     ]
-    return [reason for applies, reason in found if applies]
+
+
+def is_recurrent(model_config: Any) -> bool:
+    """Whether a model has recurrent layers (Mamba, linear).
+
+    Their states hold all that was before, and are not composed: prompts run as plain ones.
+    """
+    return bool(model_config.is_hybrid or model_config.is_attention_free)
 
 
 def _prunes_video(model_config: Any) -> bool:

@@ -21,13 +21,15 @@ class Capacity:
     """The KV blocks of one engine. ``num_blocks`` are those that pins can never take away.
 
     ``window`` is the most states that a window of the model's layers counts, 0 without; where it counts all
-    that there can be, no blocks are shared (``shares_blocks`` is false).
+    that there can be, no blocks are shared (``shares_blocks`` is false). It ``keeps_modules`` unless the
+    model's states cannot be composed.
     """
 
     block_size: int
     num_blocks: int
     window: int = 0
     shares_blocks: bool = True
+    keeps_modules: bool = True
     # Worked out when a schema's unit is first asked for.
     _known: WeakKeyDictionary[SchemaLayout, Known] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
@@ -37,7 +39,8 @@ class Capacity:
     def from_stats(cls, stats: Mapping[str, int], num_positions: int) -> Capacity:
         """The capacity that the ``stats`` tell of an engine whose model has so many positions."""
         num_blocks, window = stats["blocks_total"] - stats["blocks_pin_limit"], stats["window"]
-        return cls(stats["block_size"], num_blocks, window, window < num_positions)
+        keeps = bool(stats.get("keeps_modules", True))
+        return cls(stats["block_size"], num_blocks, window, window < num_positions, keeps)
 
     def max_new_tokens(self, layout: SchemaLayout | None, plan: Plan, pinned: Container[Placement]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; 0 where its units could

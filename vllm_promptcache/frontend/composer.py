@@ -29,6 +29,7 @@ from vllm_promptcache.plan.build import build_chat, build_resolved
 from vllm_promptcache.plan.conversation import Turns as Turns
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.nodes import PromptNode
+from vllm_promptcache.repairs.plain import plain_prompt
 from vllm_promptcache.repairs.repaired import repaired, without_reuse
 
 # Prompts of one request. Each is composed by itself, so that few bytes ask for much.
@@ -197,6 +198,9 @@ class Composer:
         tenant: bool,
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
+        if not self._capacity.keeps_modules:
+            plan = plain_prompt(plan)
+            return ComposedPrompt(plan, entry, self._builder.max_model_len - plan.next_position)
         plan = repaired(plan, repair)
         room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
         no_room = room == 0

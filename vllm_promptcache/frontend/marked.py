@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vllm_promptcache.contract.repair import FULL, Repair
+from vllm_promptcache.contract.repair import FULL, RECURRENT, Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import ComposedPrompt
@@ -54,6 +54,8 @@ class MarkComposer:
         return await self._connection.run(lambda: self._compose(prompt, parts, options))
 
     def _compose(self, prompt: str, parts: MarkedParts, options: PromptOptions) -> tuple[ComposedPrompt, int]:
+        if not self._capacity.keeps_modules:
+            raise RefusedError(RECURRENT)
         found, turn = parts.find(prompt)
         spans = with_line_breaks(prompt, found)
         marked = [(span, ids) for span in spans if len(ids := self._tokens(prompt, span)) >= self._min_tokens]

@@ -20,12 +20,14 @@ class RotaryTable:
     """A rotary module's cosines and sines by position, each ``(positions, pairs)``, as the model uses them.
 
     ``interleaved`` says which dimensions form a pair: ``(2i, 2i + 1)``, as in GPT-J, or ``(i, i + pairs)``,
-    as in NeoX. The first ``2 * pairs`` dimensions of a head are rotated, the rest is left alone.
+    as in NeoX. ``2 * pairs`` dimensions of a head are rotated, from the one numbered ``first`` on, the rest
+    is left alone.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
     interleaved: bool
+    first: int = 0
 
     @property
     def num_positions(self) -> int:
@@ -39,7 +41,10 @@ class RotaryTable:
         # A table with an attention factor has it in both: it falls out of the quotient.
         norm = cos * cos + sin * sin
         return Turn(
-            (new_cos * cos + new_sin * sin) / norm, (new_sin * cos - new_cos * sin) / norm, self.interleaved
+            (new_cos * cos + new_sin * sin) / norm,
+            (new_sin * cos - new_cos * sin) / norm,
+            self.interleaved,
+            self.first,
         )
 
 
@@ -60,6 +65,7 @@ class Turn:
     cos: torch.Tensor
     sin: torch.Tensor
     interleaved: bool
+    first: int = 0
     _works: dict[tuple[tuple[int, ...], int], _Work] = field(default_factory=dict, repr=False)
 
     def apply(self, keys: torch.Tensor, tokens_at: int = 0) -> torch.Tensor:
@@ -70,14 +76,15 @@ class Turn:
         work = self._work_on(keys, tokens_at)
         width = work.turned.shape[-1]
         first, second = self._halves(width // 2)
-        work.turned.copy_(keys[..., :width])
+        begin, end = self.first, self.first + width
+        work.turned.copy_(keys[..., begin:end])
         work.swapped[..., first] = work.turned[..., second]
         work.swapped[..., second] = work.turned[..., first]
         work.turned.mul_(work.cos).addcmul_(work.swapped, work.sin)
         moved = torch.empty_like(keys)
-        moved[..., :width] = work.turned
+        moved[..., begin:end] = work.turned
         if width < keys.shape[-1]:
-            moved[..., width:] = keys[..., width:]
+            moved[..., :begin], moved[..., end:] = keys[..., :begin], keys[..., end:]
         return moved
 
     def _halves(self, pairs: int) -> tuple[slice, slice]:
