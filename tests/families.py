@@ -62,6 +62,10 @@ YARN_ROPE = {
 GPT_OSS_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 # vLLM then asks for no processor of images, and takes no images.
 TEXT_ONLY: dict[str, Any] = {"language_model_only": True}
+# With it, vLLM's kernels for CPUs fail on recurrent layers.
+NO_PREFIX_CACHE: dict[str, Any] = {"enable_prefix_caching": False}
+# Without attention.
+MAMBA: dict[str, Any] = dict.fromkeys(("num_attention_heads", "num_key_value_heads", "intermediate_size"))
 FALCON_RW = {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}
 QWEN3_VISION: dict[str, Any] = {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
@@ -82,12 +86,13 @@ def with_vision(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Family:
     """A tiny random model: what Transformers makes of ``model_type`` with ``changes``, in an engine with
-    ``settings``; ``users`` names models that people know."""
+    ``settings``; ``users`` names models that people know. Of one that ``is_recurrent`` nothing is reused."""
 
     users: str
     model_type: str
     changes: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    is_recurrent: bool = False
 
     def model(self) -> Path:
         """The folder of the model, which vLLM can serve from then on."""
@@ -262,5 +267,37 @@ FAMILIES: dict[str, Family] = {
         | {"tie_word_embeddings": True},
     ),
     "falcon-rw": Family("Falcon-RW", "falcon", NO_KV_HEADS | FALCON_RW),
+    "mamba2": Family(
+        "Mamba-2, Codestral Mamba (not reused)",
+        "mamba2",
+        MAMBA | {"num_heads": 8, "expand": 2, "state_size": 32, "n_groups": 1, "chunk_size": 64},
+        is_recurrent=True,
+    ),
+    "granite-4-h": Family(
+        "Granite 4 H (not reused)",
+        "granitemoehybrid",
+        NO_HEAD_DIM
+        | {"layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 0, "num_experts_per_tok": 0}
+        | {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 32, "mamba_expand": 2}
+        | {"shared_intermediate_size": 128, "mamba_chunk_size": 64},
+        NO_PREFIX_CACHE,
+        is_recurrent=True,
+    ),
+    "falcon-h1": Family(
+        "Falcon-H1 (not reused)",
+        "falcon_h1",
+        {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 32}
+        | {"mamba_chunk_size": 64},
+        NO_PREFIX_CACHE,
+        is_recurrent=True,
+    ),
+    "nemotron-h": Family(
+        "Nemotron-H (not reused)",
+        "nemotron_h",
+        {"layers_block_type": ["mamba", "attention", "mamba"], "mamba_num_heads": 8, "mamba_head_dim": 32}
+        | {"ssm_state_size": 32, "n_groups": 1, "chunk_size": 64},
+        NO_PREFIX_CACHE,
+        is_recurrent=True,
+    ),
     "apertus": Family("Apertus", "apertus"),
 }

@@ -11,10 +11,11 @@ from typing import Any
 from tests.engine.plans import members, plan, random_tokens, travel, whole_blocks
 from tests.families import FAMILIES, Family
 from tests.reference import greedy as reference_greedy
-from tests.reference import load_reference_model
+from tests.reference import greedy_plain, load_reference_model
 from vllm_promptcache.blocks.wire import prompt_token_ids
 from vllm_promptcache.contract.explain import plan_to_json
 from vllm_promptcache.contract.plan import NewSegment, Plan
+from vllm_promptcache.repairs.plain import plain_prompt
 from vllm_promptcache.repairs.repaired import without_reuse
 
 WAYS = ("cold", "warm", "moved", "reuse off")
@@ -35,8 +36,11 @@ def deviations(family: Family) -> dict[str, float]:
     asked |= {"moved": [members(1, 2)], "reuse off": [without_reuse(prompt) for prompt in composed]}
     plain = [prompt_token_ids(without_reuse(prompt)) for prompt in composed]
     asked["control"] = [random_tokens(600, "control").tolist(), *plain]
+    if family.is_recurrent:
+        asked = {way: [_as_asked(prompt) for prompt in prompts] for way, prompts in asked.items()}
     model = family.model()
     loaded = load_reference_model(model)
+    _reference = _plain_reference if family.is_recurrent else _composed_reference
     expected = {
         way: [_reference(loaded, prompt) for prompt in prompts]
         for way, prompts in asked.items()
@@ -60,7 +64,17 @@ def deviations(family: Family) -> dict[str, float]:
     return found
 
 
-def _reference(model: Any, prompt: Plan | list[int]) -> Any:
+def _as_asked(prompt: Plan | list[int]) -> Plan | list[int]:
+    """A prompt as the front end asks it of a model with recurrent layers."""
+    return plain_prompt(prompt) if isinstance(prompt, Plan) else prompt
+
+
+def _plain_reference(model: Any, prompt: Plan | list[int]) -> Any:
+    token_ids = prompt_token_ids(prompt) if isinstance(prompt, Plan) else prompt
+    return greedy_plain(model, token_ids, NUM_TOKENS)
+
+
+def _composed_reference(model: Any, prompt: Plan | list[int]) -> Any:
     as_plan = prompt if isinstance(prompt, Plan) else plan(NewSegment(tuple(prompt), 0, "control"))
     return reference_greedy(model, plan_to_json(as_plan), NUM_TOKENS)[1]
 

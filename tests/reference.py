@@ -145,6 +145,17 @@ def _alibi(
 
 
 @torch.inference_mode()
+def greedy_plain(model: Any, token_ids: list[int], num_tokens: int) -> torch.Tensor:
+    """As `greedy`, the log-probabilities after a plain prompt, without a mask: for models that take none."""
+    rows: list[torch.Tensor] = []
+    tokens = list(token_ids)
+    for _ in range(num_tokens):
+        rows.append(torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0, -1].float(), -1))
+        tokens.append(int(rows[-1].argmax()))
+    return torch.stack(rows)
+
+
+@torch.inference_mode()
 def greedy(model: Any, explained: dict[str, Any], num_tokens: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and their log-probabilities, ``(num_tokens, vocabulary)``, by full recomputation once
     for the prompt and token by token after it."""

@@ -69,12 +69,13 @@ class Engine:
         self.llm_engine = LLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
         self.core: Any = self.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
         self.scheduler: Any = self.core.scheduler
-        self.has_prompt_cache = plugin
+        # A model with recurrent layers has none.
+        self.has_prompt_cache = plugin and hasattr(self.scheduler, "store")
         self.outputs: dict[str, RequestOutput] = {}
         self._numbers = itertools.count()
         self._idle_steps = 0
         self.encoded: list[Any] = []
-        if plugin:
+        if self.has_prompt_cache:
             self._record_encodings()
         open_engines.append(self)
 

@@ -82,8 +82,8 @@ def test_models(
 
 
 def test_the_command_line_says_what_a_start_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bert").mkdir()
-    refused = folder(tmp_path / "bert", *MODELS["bert"][:3])
+    (tmp_path / "llama4").mkdir()
+    refused = folder(tmp_path / "llama4", *MODELS["llama4"][:3])
     served = folder(tmp_path, "mistral", "MistralForCausalLM", {"sliding_window": 128})
     with pytest.raises(UnsupportedError) as caught:
         configure(refused)

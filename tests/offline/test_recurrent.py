@@ -1,7 +1,7 @@
 """Models with recurrent layers: prompts in PML run as the plain prompts of their tokens.
 
-vLLM's kernels for CPUs run none of these models here, so a Llama stands for them: the plugin asks the
-configuration, and vLLM does the rest.
+A Llama stands for them, as vLLM's prefix cache for such models does not run on CPUs: the plugin asks the
+configuration, and vLLM does the rest. `python -m benchmarks models` has real ones, without a prefix cache.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def ask(llm: LLM, pml: str, **options: Any) -> tuple[Any, dict[str, int]]:
 def test_an_answer_is_the_plain_prompts(llm: LLM) -> None:
     llm.add_schema(SCHEMA)
     explained = llm.explain(PROMPT, MESSAGES)
-    (segments, token_ids) = (explained["segments"], [t for s in explained["segments"] for t in s["token_ids"]])
+    (segments, token_ids) = (
+        explained["segments"],
+        [t for s in explained["segments"] for t in s["token_ids"]],
+    )
     assert [p for s in segments for p in s["position_ids"]] == list(range(len(token_ids)))
     assert explained["num_cached_tokens"] == 0
     assert any("recurrent layers" in note for note in explained["notes"])
@@ -76,7 +79,7 @@ def test_a_prefix_is_found_in_vllms_own_cache(llm: LLM) -> None:
     first, _ = ask(llm, PROMPT)
     again, report = ask(llm, PROMPT, repair="link:16+tail")
     assert again.token_ids == first.token_ids
-    assert report["tokens_found"] > 300 and report["tokens_reused"] == 0
+    assert report["tokens_found"] > 200 and report["tokens_reused"] == 0
     other, report = ask(llm, PROMPT.replace("<c/>", "<b/>"))
     assert report["tokens_found"] > 200 and other.token_ids != first.token_ids
 
