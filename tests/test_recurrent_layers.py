@@ -84,7 +84,7 @@ def test_a_module_scales_the_state_of_a_mamba_2_layer_and_adds_to_it(num_tokens:
     scales = mixer.run(module, before, ones) - offset
     transition = scales[:, :1, :1]
     assert torch.allclose(scales, transition.expand_as(scales), atol=1e-5)  # a number for each head
-    assert (0 < transition).all() and (transition < 1).all()
+    assert (transition > 0).all() and (transition < 1).all()
     found = transition * mixer.run(before, mixer.text(3, 4), None) + offset
     # The state before the module is that of `before` behind three other tokens, as is its convolution.
     wanted = mixer.run(torch.cat((before, module), 1), mixer.text(3, 4), None)
