@@ -25,7 +25,7 @@ class NoModules:
         if operation == "status":
             absent = {"residency": Residency.ABSENT.value, "pinned": False, "blocks": 0, "users": 0}
             return {"units": [absent for _ in keys_from_wire(payload["units"])]}
-        answers = {"pin": {"pinned": False}, "warm": {"refused": RECURRENT}}
+        answers: dict[str, dict[str, Any]] = {"pin": {"pinned": False}, "warm": {"refused": RECURRENT}}
         return {**answers.get(operation, {}), **self._stats()}
 
     def _stats(self) -> dict[str, Any]:
