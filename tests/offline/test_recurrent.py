@@ -87,7 +87,7 @@ def test_a_prefix_is_found_in_vllms_own_cache(llm: LLM) -> None:
 def test_nothing_is_pinned_or_encoded(llm: LLM) -> None:
     with pytest.raises(RefusedError):
         llm.add_schema(SCHEMA.replace("notes", "pinned"), pin=True)
-    assert {m["residency"] for m in llm.schemas()[0]["modules"] if m["name"] != "when"} == {"absent"}
+    assert {m["residency"] for m in llm.schemas()[0]["modules"]} <= {"absent", None}
     counts = llm.prompt_cache_stats()
     assert counts["blocks_pinned"] == counts["units_known"] == counts["units_encoding"] == 0
 
