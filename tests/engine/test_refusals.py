@@ -155,17 +155,8 @@ def test_a_chunk_of_the_models_length_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (
-            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
-            "speculative",
-        ),
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 4096}, "chunked prefill"),
-        ({"pipeline_parallel_size": 2}, "pipeline"),
-        (
-            {"kv_transfer_config": KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")},
-            "connectors",
-        ),
-        ({"kv_events_config": KVEventsConfig(enable_kv_cache_events=True)}, "KV events"),
+        ({"decode_context_parallel_size": 2, "tensor_parallel_size": 4}, "decode context parallelism"),
         ({"runner": "pooling"}, "pooling"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "cannot be combined with"),
         ({"worker_cls": "some.other.Worker"}, "no worker to put in place of"),
@@ -175,6 +166,20 @@ def test_a_chunk_of_the_models_length_is_none(tmp_path: Path) -> None:
 def test_settings(llama: str, settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedError, match=reason):
         configure(llama, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+        {"pipeline_parallel_size": 2},
+        {"kv_transfer_config": KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")},
+        {"kv_events_config": KVEventsConfig(enable_kv_cache_events=True)},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_that_work_beside_modules(llama: str, settings: dict[str, Any]) -> None:
+    assert "PromptCache" in configure(llama, **settings).parallel_config.worker_cls
 
 
 def test_all_reasons_are_named_at_once(tmp_path: Path) -> None:

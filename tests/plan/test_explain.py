@@ -21,3 +21,13 @@ def test_new_text_before_all_else_is_looked_up_as_plain_requests_are() -> None:
     assert plain(CachedSegment(UNIT, 0, 5), last) == [False, False]
     assert plain(tools, NewSegment([2], 7, "gap")) == [True, False]
     assert plain(tools, more) == [True, True]
+
+
+def test_a_unit_has_the_name_that_events_have_for_it() -> None:
+    """Its digest, and the position of its first token; moved, the same digest elsewhere."""
+    segments = (CachedSegment(UNIT, 0, 5), CachedSegment(UNIT, 0, 5, 20), NewSegment([3], 30, "c"))
+    units = plan_to_json(Plan("s", "d", (UNIT,), segments))["units"]
+    assert [(unit["digest"], unit["position_ids"][0]) for unit in units] == [
+        (UNIT.digest, 10),
+        (UNIT.digest, 20),
+    ]

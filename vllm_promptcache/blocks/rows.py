@@ -22,7 +22,7 @@ class Rows:
 
     ``requests`` is each row's index in the batch, ``query_lens`` its new tokens, ``seq_lens`` the
     tokens its table covers, ``shared_blocks`` how many of the request's ``all_shared_blocks`` the table
-    keeps before the private ones.
+    keeps before the private ones. ``ends_request`` is 1 where a row covers all that its request has then.
     """
 
     requests: NDArray[np.int64]
@@ -30,6 +30,16 @@ class Rows:
     seq_lens: NDArray[np.int64]
     shared_blocks: NDArray[np.int64]
     all_shared_blocks: NDArray[np.int64]
+
+    ends_request: NDArray[np.int64]
+
+    def missing(self, query_lens: NDArray[np.integer]) -> NDArray[np.int64]:
+        """By row, how many new tokens more it has where requests have ``query_lens``.
+        They stand behind the others of a request, in the last of its rows in the step."""
+        mine = np.bincount(self.requests, self.query_lens, len(query_lens)).astype(np.int64)
+        is_last = np.append(self.requests[1:] != self.requests[:-1], True)
+        missing: NDArray[np.int64] = np.where(is_last, (query_lens - mine)[self.requests], 0)
+        return missing
 
 
 @dataclass(frozen=True)
@@ -86,20 +96,20 @@ def split_rows(chunks: Sequence[Chunk]) -> Rows | None:
     """The rows of a step, or None when each request is one ordinary row."""
     if not any(chunk.has_middle_rows for chunk in chunks):
         return None
-    parts: list[tuple[int, int, int, int, int]] = []
+    parts: list[tuple[int, int, int, int, int, int]] = []
     for request, chunk in enumerate(chunks):
         if not chunk.has_middle_rows:
-            parts.append((request, chunk.scheduled, chunk.computed + chunk.scheduled, 0, 0))
+            parts.append((request, chunk.scheduled, chunk.computed + chunk.scheduled, 0, 0, 1))
             continue
         assert chunk.slot_layout is not None
         parts += [(request, *row) for row in _split_chunk(chunk, chunk.slot_layout)]
     return Rows(*np.array(parts, np.int64).T)
 
 
-def _split_chunk(chunk: Chunk, slot_layout: SlotLayout) -> list[tuple[int, int, int, int]]:
+def _split_chunk(chunk: Chunk, slot_layout: SlotLayout) -> list[tuple[int, int, int, int, int]]:
     first = chunk.computed - slot_layout.num_cached_tokens
     end = first + chunk.scheduled
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, int]] = []
     bounds = [*slot_layout.row_starts.tolist(), end]
     all_shared = slot_layout.num_shared_blocks
     for index, shared in enumerate(slot_layout.row_shared_blocks.tolist()):
@@ -107,8 +117,8 @@ def _split_chunk(chunk: Chunk, slot_layout: SlotLayout) -> list[tuple[int, int, 
         if low >= high:
             continue
         if index == len(slot_layout.row_starts) - 1:
-            rows.append((high - low, chunk.computed + chunk.scheduled, all_shared, all_shared))
+            rows.append((high - low, chunk.computed + chunk.scheduled, all_shared, all_shared, 1))
         else:
             covered = shared * slot_layout.block_size + int(slot_layout.offsets[high - 1]) + 1
-            rows.append((high - low, covered, shared, all_shared))
+            rows.append((high - low, covered, shared, all_shared, 0))
     return rows

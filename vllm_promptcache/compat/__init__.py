@@ -8,6 +8,13 @@ that would. Thin subclasses elsewhere rest on vLLM's classes, this package on it
 from __future__ import annotations
 
 from vllm_promptcache.compat.arguments import wrap_engine_args
+from vllm_promptcache.compat.connector import (
+    hide_from_connector,
+    no_block_events,
+    tell_of_blocks,
+    without_requests,
+)
+from vllm_promptcache.compat.drafter import can_see_through, drafter_layers, see_through_drafter
 from vllm_promptcache.compat.layers import (
     as_full_attention,
     cache_updates_observed,
@@ -31,6 +38,7 @@ from vllm_promptcache.compat.scheduler import (
     physical_slots,
     plain_block_hash,
     queue_before,
+    refuse,
     reorder_prompt,
     set_aside,
 )
@@ -64,12 +72,20 @@ __all__ = [
     "hash_blocks_later",
     "notice_adapters",
     "queue_before",
+    "refuse",
     "plain_block_hash",
     "set_aside",
     "physical_slots",
     "attach_message",
     "message_of",
     "model_runner_class",
+    "hide_from_connector",
+    "no_block_events",
+    "tell_of_blocks",
+    "without_requests",
+    "can_see_through",
+    "drafter_layers",
+    "see_through_drafter",
     "as_full_attention",
     "check_layers",
     "shape_of_rows",

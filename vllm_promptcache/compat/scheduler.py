@@ -149,6 +149,21 @@ def plain_block_hash(vllm_config: Any) -> Any:
     return plain_hash
 
 
+def refuse(scheduler: Any, request_id: str, why: str) -> None:
+    """End a request with an error instead of scheduling it, as one whose grammar cannot be compiled.
+
+    Target: Scheduler.grammar_compile_error_reqs, which 0.33 keeps with what is said of each.
+    """
+    refused = scheduler.grammar_compile_error_reqs
+    if isinstance(refused, set):
+        refused.add(request_id)
+    else:
+        from vllm import outputs
+
+        error = outputs.RequestError
+        refused[request_id] = error(code="validation_error", message=why)
+
+
 def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:
     """Put requests into a scheduler's queue just before one that waits in it.
 

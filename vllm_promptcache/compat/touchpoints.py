@@ -58,7 +58,16 @@ TOUCHPOINTS: dict[str, list[Touchpoint]] = {
             "Scheduler._free_request(request)",
             "Scheduler._preempt_request(request)",
             "Scheduler._handle_blocked_waiting_request(request)",
+            "Scheduler._connector_finished(request)",
+            "Scheduler._build_kv_connector_meta(connector, scheduler_output)",
         ),
+        *_of(
+            "distributed.kv_transfer.kv_connector.v1.base",
+            "KVConnectorBase_V1.on_new_request(request)",
+            "KVConnectorBase_V1.get_num_new_matched_tokens(request, num_computed_tokens)",
+            "KVConnectorBase_V1.update_state_after_alloc(request, blocks)",
+        ),
+        *_of("distributed.kv_events", "BlockStored", "BlockRemoved"),
         *_of("v1.core.sched.async_scheduler", "AsyncScheduler"),
         *_of(
             "v1.core.kv_cache_manager",
@@ -100,6 +109,16 @@ TOUCHPOINTS: dict[str, list[Touchpoint]] = {
             "GPUModelRunner.execute_model(scheduler_output)",
         ),
         *_of("v1.worker.block_table", "BlockTable.get_device_tensor(num_reqs)"),
+        *_of(
+            "v1.spec_decode.llm_base_proposer",
+            "SpecDecodeBaseProposer.propose",
+            "SpecDecodeBaseProposer.set_inputs_first_pass(target_positions, cad)",
+            "SpecDecodeBaseProposer._update_positions_dependent_metadata(positions, common_attn_metadata)",
+        ),
+        *_of(
+            "v1.worker.utils",
+            "AttentionGroup.build_metadata_for_drafting(common_attn_metadata, draft_index)",
+        ),
         *_of("v1.cudagraph_dispatcher", "CudagraphDispatcher.dispatch(valid_modes, invalid_modes)"),
     ],
     "v2 runner": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -157,18 +158,20 @@ def replace_model_positions(
 def attention_metadata_seen_through(groups: Sequence[Any], view: Callable[[Any], Any]) -> Iterator[None]:
     """Have attention backends build their metadata from ``view(common metadata)`` meanwhile.
 
-    Target: AttentionGroup.build_metadata. Why: rows and requests are one thing in the runner.
+    Target: AttentionGroup.build_metadata and build_metadata_for_drafting. Why: rows and requests are one
+    thing in the runner.
     """
-    for group in groups:
-        expect(group.build_metadata, "common_attn_metadata")
-        original = group.build_metadata
-        group.build_metadata = functools.partial(_build_from_view, original, view)
+    names = ("build_metadata", "build_metadata_for_drafting")
+    for group, name in itertools.product(groups, names):
+        original = getattr(group, name)
+        expect(original, "common_attn_metadata")
+        setattr(group, name, functools.partial(_build_from_view, original, view))
     try:
         yield
     finally:
-        for group in groups:
-            del group.build_metadata
+        for group, name in itertools.product(groups, names):
+            delattr(group, name)
 
 
-def _build_from_view(original: Any, view: Any, common: Any, *args: Any, **kwargs: Any) -> Any:
-    return original(view(common), *args, **kwargs)
+def _build_from_view(original: Any, view: Any, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+    return original(view(common_attn_metadata), *args, **kwargs)

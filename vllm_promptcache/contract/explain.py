@@ -35,7 +35,7 @@ def plan_size(plan: Plan) -> int:
     """About how many bytes the plan takes as JSON: at least half of it, and at most four times as many."""
     num_bytes = 300 + 16 * plan.num_new_tokens + 100 * len(plan.segments)
     for unit, _ in plan.placed_units:
-        num_bytes += 100 + 22 * unit.num_tokens + len(unit.id)
+        num_bytes += 180 + 22 * unit.num_tokens + len(unit.id)
         num_bytes += sum([len(seen.id) + 4 for seen in unit.context])
     return num_bytes
 
@@ -47,6 +47,7 @@ def _name(unit: Unit, moved: int) -> str:
 def _unit(unit: Unit, moved: int) -> dict[str, Any]:
     return {
         "id": _name(unit, moved),
+        "digest": unit.digest,
         "context": [_name(seen, moved) for seen in unit.context],
         "token_ids": unit.token_ids.tolist(),
         "position_ids": (unit.position_ids + moved).tolist(),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_promptcache import compat
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.accounting import check_integrity
 from vllm_promptcache.engine.composed_request import ComposedRequest
@@ -47,11 +48,11 @@ class PromptCacheBlockManager(KVCacheManager):
         self.store = ModuleStore(pool, size, pin_limit, self.max_model_len, window)
         self.composed = ComposedRequests(self.store)
 
-    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+    def get_computed_blocks(self, request: Request, *args: Any) -> tuple[KVCacheBlocks, int, int]:
         """A composed request's cached tokens are computed; their blocks enter when it is admitted."""
         composed = self.composed.by_id.get(request.request_id)
         if composed is None:
-            return super().get_computed_blocks(request)
+            return super().get_computed_blocks(request, *args)
         composed.found = self._find_private(request, composed)
         return self.empty_kv_cache_blocks, composed.num_found_tokens, 0
 
@@ -108,17 +109,18 @@ class PromptCacheBlockManager(KVCacheManager):
         manager.num_cached_block[request.request_id] = len(held)
         num_tokens = composed.num_found_tokens + num_new_tokens
         if len(slot_layout.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
-            num_tokens = request.num_tokens
+            num_tokens = max(num_tokens, request.num_tokens)
         reserved = kwargs.get("reserved_blocks", 0)
         unit = composed.encoding.unit if composed.encoding is not None else None
         if unit is not None and unit.footprint.is_in_place:
-            num_tokens = request.num_tokens
+            num_tokens = max(num_tokens, request.num_tokens)
         elif unit is not None:
             reserved += unit.geometry.num_blocks
         blocks = super().allocate_slots(
             request,
             num_tokens,
             reserved_blocks=reserved,
+            num_lookahead_tokens=kwargs.get("num_lookahead_tokens", 0),
             delay_cache_blocks=True,
             full_sequence_must_fit=kwargs.get("full_sequence_must_fit", False),
             has_scheduled_reqs=kwargs.get("has_scheduled_reqs", True),
@@ -148,8 +150,12 @@ class PromptCacheBlockManager(KVCacheManager):
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Composed states enter the prefix cache under hashes of their own, or not at all."""
         composed = self.composed.by_id.get(request.request_id)
-        if composed is None or (request.block_hashes and composed.is_filled(num_computed_tokens)):
+        if composed is None:
             super().cache_blocks(request, num_computed_tokens)
+        elif request.block_hashes and composed.is_filled(num_computed_tokens):
+            # Whoever hears of blocks takes their tokens for a prefix: of these nobody is told.
+            with compat.no_block_events(self.block_pool):
+                super().cache_blocks(request, num_computed_tokens)
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
         """The prefix cache's own statistics are about prefixes only."""
@@ -163,8 +169,12 @@ class PromptCacheBlockManager(KVCacheManager):
 
     def check_integrity(self) -> None:
         """Check block accounting; see ``accounting.check_integrity``."""
-        tables = self.coordinator.single_type_managers[0].req_to_blocks.values()
-        check_integrity(self.store, tables)
+        check_integrity(self.store, self.tables.values())
+
+    @property
+    def tables(self) -> Mapping[str, Sequence[KVCacheBlock]]:
+        """The blocks of requests, by their IDs."""
+        return self.coordinator.single_type_managers[0].req_to_blocks
 
     def make_room(self, num_blocks: int, request: Request | None, composed: ComposedRequest | None) -> bool:
         """Drop idle units until so many blocks are free: whether they are. For none, as for a running one."""

@@ -38,17 +38,22 @@ class CacheWriter:
         self._loader = RecordLoader(layers, device, records.rows, self.row_store, rotation)
 
     def take(self, message: StepMessage) -> None:
-        """Rows that nobody will ask for again are forgotten, those of units to be encoded begun, and units to
-        be loaded written."""
-        self.row_store.drop(message.dropped)
+        """As `take_units`; records are begun or forgotten, and units to be loaded written."""
+        self.take_units(message)
         if message.orders is not None:
             self.records.obey(message.orders)
         for admission in message.admissions.values():
             if admission.capture is not None:
-                self.row_store.open(admission.capture.unit, admission.capture.num_rows)
                 self.records.begin(admission.capture.recording)
         if message.loads:
             self._loader.load(message.loads)
+
+    def take_units(self, message: StepMessage) -> None:
+        """Rows that nobody will ask for again are forgotten, those of units to be encoded begun."""
+        self.row_store.drop(message.dropped)
+        for admission in message.admissions.values():
+            if admission.capture is not None:
+                self.row_store.open(admission.capture.unit, admission.capture.num_rows)
 
     def _move(self, positions: NDArray[np.int64], shift: int) -> Move | None:
         """What moves states at positions by ``shift``; None if they stay."""

@@ -8,6 +8,7 @@ from typing import Any
 from vllm_promptcache import compat
 from vllm_promptcache.engine import models
 from vllm_promptcache.engine.cache_writer import CacheWriter
+from vllm_promptcache.engine.messages import StepMessage
 from vllm_promptcache.engine.record_keeper import RecordKeeper
 from vllm_promptcache.engine.record_settings import open_keeper, open_rotation
 from vllm_promptcache.engine.row_view import present
@@ -38,10 +39,11 @@ class ComposingRunner:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
         context = self.compilation_config.static_forward_context  # type: ignore[attr-defined]
         names = [n for g in kv_cache_config.kv_cache_groups for n in g.layer_names]
-        layers = [context[name] for name in names]
         model_config = self.vllm_config.model_config  # type: ignore[attr-defined]
+        layers = [context[name] for name in names]
         compat.check_layers(layers, models.window_of(model_config), model_config.max_model_len)
-        own = [layer for layer in layers if not compat.shares_cache(layer)]
+        drafting = compat.drafter_layers(self)
+        own = [context[n] for n in names if n not in drafting and not compat.shares_cache(context[n])]
         rotation = open_rotation(self.model, own, self.max_model_len)  # type: ignore[attr-defined]
         self.not_movable = rotation if isinstance(rotation, str) else None
         self._cache_writer = CacheWriter(
@@ -70,13 +72,14 @@ class ComposingRunner:
             self._step = None
             self.records.step_done()
 
-    def _take_message(self, scheduler_output: Any) -> None:
+    def _take_message(self, scheduler_output: Any) -> StepMessage | None:
         """What the scheduler says beside vLLM's own output. After requests were removed, before added."""
         self._composer.finish(scheduler_output.finished_req_ids)
-        message = compat.message_of(scheduler_output)
+        message: StepMessage | None = compat.message_of(scheduler_output)
         if message is not None:
             self._cache_writer.take(message)
             self._composer.admit(message.admissions)
+        return message
 
     def _needs_python(self) -> bool:
         return self._step is not None and self._step.needs_python

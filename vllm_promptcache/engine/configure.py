@@ -87,18 +87,14 @@ def _reasons(vllm_config: Any) -> list[str]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if models.is_recurrent(model):
         return models.reasons_against(model)
-    speculation, scheduling = vllm_config.speculative_config, vllm_config.scheduler_config
+    scheduling = vllm_config.scheduler_config
     found = [
         (
             not (model.disable_cascade_attn or vllm_config.use_v2_model_runner),
             "cascade attention takes a batch's rows for its requests",
         ),
-        (speculation is not None, "speculative decoding is not supported yet"),
-        (vllm_config.kv_transfer_config is not None, "KV connectors address tokens by their index"),
-        (_publishes_kv_events(vllm_config), "KV events tell of blocks by the tokens before them"),
         (parallel.decode_context_parallel_size > 1, "decode context parallelism splits blocks by index"),
         (parallel.prefill_context_parallel_size > 1, "prefill context parallelism splits requests by index"),
-        (parallel.pipeline_parallel_size > 1, "pipeline parallelism has not been tried"),
         (parallel.enable_dbo, "dual-batch overlap splits rows"),
         (
             not (scheduling.enable_chunked_prefill or _is_latent_on_cpu(model)),
@@ -113,8 +109,3 @@ def _is_latent_on_cpu(model_config: Any) -> bool:
     from vllm.platforms import current_platform
 
     return bool(model_config.use_mla) and current_platform.is_cpu()
-
-
-def _publishes_kv_events(vllm_config: Any) -> bool:
-    events = vllm_config.kv_events_config
-    return events is not None and bool(events.enable_kv_cache_events)

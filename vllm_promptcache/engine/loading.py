@@ -62,6 +62,11 @@ class Loads:
         """Whether a step would load something though no request waits for it."""
         return bool(self._background) and not self._is_stuck
 
+    @property
+    def placed(self) -> list[StoredUnit]:
+        """The units that the step which is being scheduled loads."""
+        return [unit for unit, _ in self._placed]
+
     def touch(self, keys: Iterable[UnitKey]) -> None:
         """Units are asked for: their records are in use, wherever they are."""
         for key in keys:

@@ -95,6 +95,9 @@ class PromptCacheRunnerV2(ComposingRunner):
             if len(step.tokens):
                 on_device = self._cache_writer.on_device
                 positions[on_device(step.tokens)] = on_device(step.positions)
+        if self.speculative_config is not None:  # type: ignore[attr-defined]
+            # Drafts are cut by index: those that would stand behind the model's last position are never used.
+            positions.clamp_(max=self.max_model_len - 1)  # type: ignore[attr-defined]
         if given is None:
             return positions
         if step is not None:

@@ -26,7 +26,7 @@ class PrivateHasher:
     to the block's last token, in position order, the adapter and the tenant. So prompts that begin alike find
     each other's blocks as far as they do, and a longer conversation over the same modules continues the
     chain. The hashes are cryptographic whatever the prefix cache's are, and never equal a plain request's,
-    but for blocks of new text at the very start of a prompt: those *are* a plain request's.
+    but for new text at the very start of a prompt, without an adapter: its blocks *are* a plain request's.
     Stands in for ``Request._block_hasher``.
     """
 
@@ -47,7 +47,8 @@ class PrivateHasher:
         ]
         self._next_event = 0
         first = composition.items[0]
-        is_plain = isinstance(first, Computed) and first.first_position == 0
+        # vLLM's own hashes do not know which weights an adapter had by that name.
+        is_plain = isinstance(first, Computed) and first.first_position == 0 and adapter is None
         self._num_plain = first.num_tokens if isinstance(first, Computed) and is_plain else 0
         # A prompt of nothing else is plain throughout, and what is generated behind it.
         self._is_all_plain = is_plain and len(composition.items) == 1

@@ -13,6 +13,7 @@ from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.eviction import EvictionPolicy
 from vllm_promptcache.engine.known_units import KnownUnits
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
+from vllm_promptcache.engine.unit_events import UnitEvents
 
 MAX_KNOWN_UNITS = 20_000
 # Rows beside the KV cache, of units that nobody asks for now: at most one for so many tokens that it holds.
@@ -35,6 +36,7 @@ class ResidentUnits:
         self.max_kept_rows = (block_pool.num_gpu_blocks - 1) * known.block_size // KEPT_ROWS_PART
         self.gained: Callable[[StoredUnit], None] = _ignore
         self.lost: Callable[[StoredUnit], None] = _ignore
+        self.events = UnitEvents(block_pool, known.block_size)
         self.num_kept_rows = 0
         self.num_resident = 0
         self.num_encoding = 0
@@ -80,6 +82,7 @@ class ResidentUnits:
         self.num_encoding -= 1
         self.num_resident += 1
         unit.users += 1
+        self.events.stored(unit)
         self.gained(unit)
 
     def take_back(self, unit: StoredUnit) -> None:
@@ -208,6 +211,7 @@ class ResidentUnits:
         self.settle(unit)
 
     def _free_blocks(self, unit: StoredUnit) -> None:
+        self.events.removed(unit)
         self.num_blocks -= len(unit.blocks)
         self.block_pool.free_blocks(reversed(unit.blocks))
         unit.blocks = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
@@ -29,6 +29,7 @@ from vllm_promptcache.engine.expiry import Expiry
 from vllm_promptcache.engine.loading import CallWorkers, Loads
 from vllm_promptcache.engine.messages import StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
+from vllm_promptcache.engine.plain_connecting import PlainConnecting
 from vllm_promptcache.engine.record_settings import open_catalog
 from vllm_promptcache.engine.recording import Recordings
 from vllm_promptcache.engine.residence import Residence
@@ -40,13 +41,8 @@ logger = init_logger(__name__)
 # Encoded at once though no request waits: few, so that others find slots and blocks.
 MAX_BACKGROUND_UNITS = 16
 
-if TYPE_CHECKING:
-    Base = Scheduler
-else:
-    Base = object
 
-
-class PromptCacheScheduling(Base):
+class PromptCacheScheduling(PlainConnecting):
     """Mixin over vLLM's schedulers.
 
     A unit is encoded by an ordinary request of the scheduler's own, itself composed of the unit's
@@ -54,8 +50,6 @@ class PromptCacheScheduling(Base):
     stay in the waiting queue until their units are resident. What happens to units is decided in
     ``Residence`` and ``Encodings``; here are the moments at which vLLM lets it happen.
     """
-
-    kv_cache_manager: PromptCacheBlockManager
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         compat.probe("scheduler")
@@ -97,6 +91,7 @@ class PromptCacheScheduling(Base):
         compat.notice_adapters()
         compat.introduce_workers()
         compat.hash_blocks_later(EXTRA_ARG)
+        self._hide_from_connector()
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -109,10 +104,10 @@ class PromptCacheScheduling(Base):
             return
         try:
             composed = self.composing.compose(request, wire)
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError) as error:
             logger.exception("Request %s cannot be composed", request.request_id)
             super().add_request(request)
-            self.grammar_compile_error_reqs.add(request.request_id)
+            compat.refuse(self, request.request_id, str(error))
             return
         self.composed.add(composed)
         self.loads.touch(composed.composition.unit_keys)

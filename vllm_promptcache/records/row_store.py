@@ -115,6 +115,10 @@ class RowStore:
     def __contains__(self, unit: Hashable) -> bool:
         return unit in self._rows
 
+    def is_written(self, unit: Hashable) -> bool:
+        """Whether every kind of layers has written rows of a unit."""
+        return None not in self._rows.get(unit, (None,))
+
     @property
     def num_bytes(self) -> int:
         """Memory that all rows take."""
