@@ -118,7 +118,7 @@ def test_eagle(tiny_model: Path, oracle: Oracle, tmp_path: Path) -> None:
     }
     with serving(tiny_model, speculative_config=speculation) as engine:
         check(engine, tiny_model, oracle, [*PROMPTS, *ENDS], 13)
-        prompt = plan(unit("long", (0, 500)), new(1000, 10))
+        prompt = simple("x", 500)
         heard = []
         for asked in (prompt, without_reuse(prompt)):
             drafts = Drafts(engine)
