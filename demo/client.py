@@ -54,6 +54,10 @@ class Answering:
         return self.answer
 
 
+def _salted(salt: str | None) -> dict[str, Any]:
+    return {} if salt is None else {"cache_salt": salt}
+
+
 def _text_of(choice: Any) -> str:
     delta = getattr(choice, "delta", None)
     text = choice.text if delta is None else delta.content
@@ -71,10 +75,18 @@ class Client:
         self._model = model
 
     def chat(
-        self, pml: str, question: str, *, max_tokens: int, stop: Sequence[str] = (), reuse: bool = True
+        self,
+        pml: str,
+        question: str,
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        reuse: bool = True,
+        salt: str | None = None,
     ) -> Answering:
-        """Asks a question after a prompt in PML."""
-        return self._chat([{"role": "user", "content": question}], {"pml": pml}, max_tokens, stop, reuse)
+        """Asks a question after a prompt in PML; with a new salt nothing is found in a cache."""
+        extra = {"pml": pml, **_salted(salt)}
+        return self._chat([{"role": "user", "content": question}], extra, max_tokens, stop, reuse)
 
     def chat_over(
         self,
@@ -88,10 +100,9 @@ class Client:
     ) -> Answering:
         """Asks a question behind passages, without PML; with a new salt nothing is found in a cache."""
         mark = {"cache_control": {"type": "ephemeral"}} if marked else {}
-        extra: dict[str, Any] = {} if salt is None else {"cache_salt": salt}
         parts: list[dict[str, Any]] = [{"type": "text", "text": f"{text}\n", **mark} for text in passages]
         content = [*parts, {"type": "text", "text": question}]
-        return self._chat([{"role": "user", "content": content}], extra, max_tokens, stop)
+        return self._chat([{"role": "user", "content": content}], _salted(salt), max_tokens, stop)
 
     def _chat(
         self,

@@ -62,15 +62,15 @@ def measure(
     orders = new_orders(len(first), rounds) or [tuple(first)]
     client.complete(plain[0].in_order(first), max_tokens=1).finish()
 
-    def composed(index: int, reuse: bool = True) -> Answering:
-        return client.chat(pml, questions[index % len(questions)], max_tokens=1, reuse=reuse)
+    def composed(index: int, reuse: bool, salt: str | None = None) -> Answering:
+        return client.chat(pml, questions[index % len(questions)], max_tokens=1, reuse=reuse, salt=salt)
 
     def in_order(index: int, order: Sequence[int]) -> Answering:
         return client.complete(plain[index % len(questions)].in_order(order), max_tokens=1)
 
     ways = Ways(
-        composed,
-        lambda index: composed(index, reuse=False),
+        lambda index: composed(index, reuse=True),
+        lambda index: composed(index, reuse=False, salt=uuid4().hex),
         lambda index: in_order(index, orders[index % len(orders)]),
         lambda index: in_order(index, first),
     )
@@ -147,7 +147,7 @@ def _legend(all_timings: Sequence[Timings]) -> list[tuple[str, str]]:
         ("prompt tokens", "all tokens of the prompt, as the server counts them"),
         ("reused tokens", "those that came from cached modules and were not computed"),
         ("reuse", "the prompt in PML; passages are marked, and in a new order each time"),
-        ("no reuse", "the same, all of it computed"),
+        ("no reuse", "the same, with nothing in any cache: all of it computed"),
         ("other order", f"plain, in a new order: the prefix cache had {other} tokens"),
         ("same order", f"plain, in an order asked before: the prefix cache had {same} tokens"),
         ("1.0x", "how many times the time with reuse"),

@@ -31,7 +31,8 @@ class RecordingClient:
     def explain(self, pml: str, question: str) -> dict[str, Any]:
         return PLAN
 
-    def chat(self, pml: str, question: str, *, max_tokens: int, reuse: bool = True) -> Said:
+    def chat(self, pml: str, question: str, *, max_tokens: int, reuse: bool, salt: str | None) -> Said:
+        assert reuse == (salt is None)
         self.asked.append((question, reuse))
         return Said(Answer("x", 13, 12 if reuse else 0, 0.1 if reuse else 1.0))
 
