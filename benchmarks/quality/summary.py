@@ -81,7 +81,10 @@ def tables(summary: Summary) -> list[Table]:
     """The ways, and their differences to full prefill."""
     counts = {one["questions"] for one in summary.values()}
     questions = " or ".join(map(str, sorted(counts)))
-    note = f"{questions} questions. Brackets: 95% paired bootstrap intervals over questions."
+    note = (
+        f"{questions} questions, each over its passages in its own order (pieces of one text in theirs). "
+        "Brackets: 95% paired bootstrap intervals over questions."
+    )
     metrics = [metric for metric in METRICS if all(metric in one for one in summary.values())]
     columns = ("way", "recomputed", *(METRICS[metric][0] for metric in metrics))
     means = [(way, _share(one), *(_mean(one, metric) for metric in metrics)) for way, one in summary.items()]

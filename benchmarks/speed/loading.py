@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -215,10 +216,20 @@ def _restarts(run: Run, count: int, num_tokens: int, source: TextSource, restart
                 server.call("POST", f"/v1/prompt_cache/schemas/{name}/warm", {})
                 _wait_until_resident(server, count)
                 seconds = time.perf_counter() - begun
+                _wait_for_files(server, Path(folder, "records"), count)
                 way = "restarted" if start else "encoded"
                 samples[way].append({"place": [start, 0], "seconds": round(seconds, 3)})
                 run.say(f"{count} members {way} in {seconds:.2f} s")
     return {"members": count, "tokens": count * num_tokens, "samples": samples}
+
+
+def _wait_for_files(server: Server, folder: Path, count: int) -> None:
+    """Wait until every member's file is written, in the background of what a client waits for."""
+    deadline = time.monotonic() + 120
+    while len(files := list(folder.glob("*.safetensors"))) < count:
+        if time.monotonic() > deadline:
+            raise ServerError(f"{server.name}: {len(files)} of {count} records are in files")
+        time.sleep(0.1)
 
 
 def _wait_until_resident(server: Server, count: int) -> None:

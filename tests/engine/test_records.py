@@ -168,6 +168,24 @@ def test_pins_are_loaded_without_a_request(engine: Engine) -> None:
     engine.call("forget", units=[[key.digest, key.position]])
 
 
+def test_many_are_loaded_without_a_request(engine: Engine) -> None:
+    """More than are begun at once: steps go on until the last of them is there."""
+    prompts = [simple(f"many {number}", 70) for number in range(40)]
+    for prompt in prompts:
+        engine.call("define", texts=units_to_wire(prompt.units))
+    units = [[prompt.units[0].digest, 0] for prompt in prompts]
+    engine.call("warm", units=units)
+    engine.drain()
+    engine.reclaim_all()
+    num_encodings, num_loads = len(engine.encoded), engine.scheduler.loads.num_loads
+    engine.call("warm", units=units)
+    engine.drain()
+    assert engine.call("stats")["units_resident"] == len(prompts)
+    assert engine.scheduler.loads.num_loads == num_loads + len(prompts)
+    assert len(engine.encoded) == num_encodings
+    engine.call("forget", units=units)
+
+
 def test_pins_end_and_idle_modules_go(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     prompt, other = simple("pinned", 100), simple("idle", 100)

@@ -59,8 +59,8 @@ class Loads:
 
     @property
     def wants_step(self) -> bool:
-        """Whether a step would load something though no request waits for it."""
-        return bool(self._background) and not self._is_stuck
+        """Whether a step would load something, or begin to, though no request waits for it."""
+        return bool(self._background or self._store.backlog) and not self._is_stuck
 
     @property
     def placed(self) -> list[StoredUnit]:
@@ -194,6 +194,7 @@ class Loads:
             if not self.place((key,), make_room) and key in self._background:
                 self._is_stuck = not self._placed
                 return
+        self._is_stuck = False
 
     def take_loads(self) -> tuple[Load, ...]:
         """What the step that is being scheduled begins with. The units may go after it."""

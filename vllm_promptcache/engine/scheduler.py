@@ -255,7 +255,7 @@ class PromptCacheScheduling(PlainConnecting):
         self.composing.adapters.loaded(lora_request)
 
     def has_requests(self) -> bool:
-        """As vLLM's; what is loaded for a pin needs steps as well."""
+        """As vLLM's; what is loaded for a pin, or is to be, needs steps as well."""
         return self.loads.wants_step or super().has_requests()
 
     def meet_workers(self, call_workers: CallWorkers) -> None:
