@@ -111,6 +111,18 @@ _EDGES = """<schema name="edges">Fill in.
   <module name="pair"><parameter name="d" length="4"/><parameter name="e" length="4"/> pair</module>
 </schema>"""
 
+_SMALL = """<schema name="small">Letters follow.
+  <module name="a">A</module>
+  <module name="b">B, and</module>
+  <module name="outer">outer <module name="inner">inner</module></module>
+  <module name="c">C <parameter name="x" length="3"/> C</module>
+  <module name="d">D</module>
+  <union scaffold="one"><module name="one">1</module><module name="two">2 {40 tokens}</module></union>
+  <module name="e">E {70 tokens: long}</module>
+  <module name="f">F</module>
+  <module name="g">G</module>
+  The letters are over.</schema>"""
+
 _SCAFFOLD = """<schema name="evidence">Read the evidence.
   <module name="question">Who built the tower in the harbour?</module>
   <module name="one">The tower was built by the same man as the bridge.</module>
@@ -388,6 +400,17 @@ CASES: tuple[Case, ...] = (
         '<prompt schema="forty">'
         + "".join(f"<m{i}/>" for i in range(39, 0, -2))
         + " Which fact is best?</prompt>",
+    ),
+    Case(
+        "small-modules",
+        _SMALL,
+        '<prompt schema="small"><a/><b/><outer><inner/></outer><c x="yes"/><d/><two/><e/><f/> And?</prompt>',
+        notes="in sequence a to inner, and d and e, are computed together",
+    ),
+    Case(
+        "small-modules-left-out",
+        _SMALL,
+        '<prompt schema="small"><b/><c x="yes"/><one/><f/><g/> And?</prompt>',
     ),
     Case("gap-of-thousands", _FAR, '<prompt schema="far"><near/><tiny/><behind/> And now?</prompt>'),
     Case("gap-without-member", _FAR, '<prompt schema="far"><behind/> And now?</prompt>'),

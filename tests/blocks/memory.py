@@ -186,6 +186,6 @@ def encoding_of(key: str, units: Mapping[str, HomeText]) -> tuple[Composition, l
     text = units[key]
     named = UnitKey(key, text.home)
     context = {seen: units[seen.digest] for seen in text.context_keys(named)}
-    composition, token_ids = compose_encoding(text, text.home, context)
+    composition, token_ids = compose_encoding([(text, text.home)], context)
     items = [i._replace(unit=i.unit.digest) if isinstance(i, Reused) else i for i in composition.items]
     return Composition(tuple(items)), token_ids

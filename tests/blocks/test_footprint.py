@@ -7,8 +7,14 @@ from hypothesis import strategies as st
 from tests.blocks.memory import Memory, Running, encoding_of
 from tests.blocks.strategies import World, home_text, worlds
 from vllm_promptcache.blocks.composition import Composition, Computed, Reused
-from vllm_promptcache.blocks.footprint import UnitFootprint, blocks_needed, footprint_of, num_edge_tokens
-from vllm_promptcache.blocks.geometry import lay_out_unit
+from vllm_promptcache.blocks.footprint import (
+    NO_CONTEXT,
+    UnitFootprint,
+    blocks_needed,
+    footprint_of,
+    num_edge_tokens,
+)
+from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 
 
 @given(worlds(), st.sampled_from([0, 2, 5, 9, 33, 1_000_000]))
@@ -18,7 +24,8 @@ def test_footprints_are_what_encoding_takes(world: World, window: int) -> None:
         composition, _ = encoding_of(name, world.units)
         slot_layout = Running(memory, composition, name).slot_layout
         geometry = memory.store(name, unit)
-        found = footprint_of(geometry, [memory.geometries[seen.digest] for seen in unit.context], window)
+        context = NO_CONTEXT.and_those_of(memory.geometries[seen.digest] for seen in unit.context)
+        found = footprint_of(geometry, context, window)
         private = -(-slot_layout.num_prompt_tokens // world.block_size) - slot_layout.num_shared_blocks
         # Context that stands behind the unit is not gathered: the footprint may be larger, never smaller.
         assert found.num_blocks + found.num_scratch_blocks >= private
@@ -30,16 +37,16 @@ def test_footprints_are_what_encoding_takes(world: World, window: int) -> None:
 
 
 def test_a_module_of_its_own_is_encoded_in_place_and_one_behind_a_row_is_not() -> None:
-    def unit(num_tokens: int, first: int = 0) -> object:
+    def unit(num_tokens: int, first: int = 0) -> UnitGeometry:
         return lay_out_unit(np.arange(first, first + num_tokens), np.ones(num_tokens, bool), 16)
 
-    alone = footprint_of(unit(100), [])
+    alone = footprint_of(unit(100), NO_CONTEXT)
     assert alone == UnitFootprint(6, 1, True)
-    assert footprint_of(unit(96), []) == UnitFootprint(6, 0, True)
-    assert footprint_of(unit(96, 32), [unit(32)]) == UnitFootprint(6, 0, True)
-    assert footprint_of(unit(96, 33), [unit(33)]) == UnitFootprint(6, 7, False)
+    assert footprint_of(unit(96), NO_CONTEXT) == UnitFootprint(6, 0, True)
+    assert footprint_of(unit(96, 32), NO_CONTEXT.and_those_of([unit(32)])) == UnitFootprint(6, 0, True)
+    assert footprint_of(unit(96, 33), NO_CONTEXT.and_those_of([unit(33)])) == UnitFootprint(6, 7, False)
     # A window reaches the context's whole blocks too: they stand in the stream before the unit.
-    assert footprint_of(unit(96, 32), [unit(32)], 8) == UnitFootprint(6, 8, False)
+    assert footprint_of(unit(96, 32), NO_CONTEXT.and_those_of([unit(32)]), 8) == UnitFootprint(6, 8, False)
     assert blocks_needed([alone, UnitFootprint(6, 7, False)], 2) == 12 + 7
     assert blocks_needed([alone], 9) == 6 + 9
 

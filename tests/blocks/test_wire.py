@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.blocks.strategies import World, compositions, worlds
-from vllm_promptcache.blocks.composition import Composition, Computed, Reused, Seen
+from vllm_promptcache.blocks.composition import Composition, Computed, Reused, Seen, UnitText
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import (
     composition_from_wire,
@@ -54,6 +54,15 @@ def sent(wire: dict[str, Any]) -> Any:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(wire))
 
 
+def whole_context(text: UnitText, texts: Mapping[str, UnitText]) -> list[tuple[str, int]]:
+    """The context of a unit, also what its stem says."""
+    before: list[tuple[str, int]] = []
+    if text.has_stem:
+        stem, moved = text.context[0]
+        before = [(digest, offset + moved) for digest, offset in whole_context(texts[stem], texts)]
+    return [*before, *text.context]
+
+
 @given(st.data(), worlds())
 def test_round_trip(data: st.DataObject, world: World) -> None:
     composition = data.draw(compositions(world))
@@ -70,7 +79,9 @@ def test_round_trip(data: st.DataObject, world: World) -> None:
         assert np.array_equal(text.token_ids, wanted.token_ids)
         assert np.array_equal(text.positions + text.home, wanted.position_ids)
         assert np.array_equal(text.kept, wanted.kept)
-        assert tuple((names[seen.digest], seen.offset) for seen in text.context) == wanted.context
+        assert [(names[digest], offset) for digest, offset in whole_context(text, texts)] == list(
+            wanted.context
+        )
         assert text.breaks == wanted.breaks
 
 

@@ -52,5 +52,5 @@ def _nobody_holds_anything(engine: Engine) -> None:
     units = list(engine.store.known.by_key.values())
     for unit in units:
         assert not unit.users
-        assert unit.holders == sum(unit.key in other.context for other in units)
+        assert unit.holders == sum(unit.key in other.seen for other in units)
         assert unit.holders or unit.pinned or unit.residency is Residency.RESIDENT

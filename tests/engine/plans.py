@@ -59,9 +59,9 @@ def plan(*parts: Unit | NewSegment | CachedSegment) -> Plan:
 
 
 def _add(of: Unit, units: list[Unit]) -> None:
-    for context in of.context:
-        _add(context, units)
     if of not in units:
+        for context in of.context:
+            _add(context, units)
         units.append(of)
 
 

@@ -142,6 +142,30 @@ def test_what_is_needed_now_is_taken_from_the_background(engine: Engine) -> None
     engine.call("forget", units=[u.placement for u in units])
 
 
+def test_who_needs_little_does_not_wait_for_who_needs_much(engine: Engine) -> None:
+    """A step has room for 64 requests, and 200 encodings stand before the two that came later."""
+    letters = [unit(f"l{i}", (i, i + 1), seed="much") for i in range(200)]
+    much = engine.add(plan(*letters, new(200, 4)), greedy(1))
+    plain = engine.add(random_tokens(BUDGET // 4, "little").tolist(), greedy(1))
+    little = engine.add(plan(unit("little", (0, 40)), new(40, 4)), greedy(1))
+    engine.step()
+    engine.step()  # asynchronously, a step's outputs come one later
+    assert {plain, little} <= engine.outputs.keys() and much not in engine.outputs
+    assert len(engine.encoded) == 201
+    for _ in range(8):
+        engine.step()
+    assert much in engine.outputs
+
+
+def test_who_needs_much_gets_on_while_others_come(engine: Engine) -> None:
+    units = [unit(f"u{i}", (60 * i, 60 * i + 60), seed="gets on") for i in range(20)]
+    much = engine.add(plan(*units, new(1200, 4)), greedy(1))
+    for i in range(40):  # what is left of a step's tokens by those who run is at first for who came first
+        engine.add(random_tokens(BUDGET, f"on {i}").tolist(), greedy(1))
+        engine.step()
+    assert much in engine.outputs
+
+
 def test_small_units_in_sequence_are_encoded_together(engine: Engine) -> None:
     """Each sees all before it: as many encodings as units, all in the first step."""
     units: list[Unit] = []

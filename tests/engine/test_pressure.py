@@ -63,7 +63,7 @@ def modules() -> list[Plan]:
 def test_preempted_requests_say_the_same(
     engine: Engine, tiny_model: Path, oracle: Oracle, num_preemptions: list[str]
 ) -> None:
-    prompts: list[Plan | list[int]] = [*modules(), *(random_tokens(40, f"p{i}").tolist() for i in range(4))]
+    prompts: list[Plan | list[int]] = [*modules(), *(random_tokens(40, f"p{i}").tolist() for i in range(6))]
     alone = [tokens_of(engine.ask([prompt], greedy(120))[0]) for prompt in prompts]
     for prompt, tokens in zip(prompts, alone, strict=True):
         if isinstance(prompt, Plan):

@@ -132,7 +132,7 @@ def test_a_run_in_the_middle_is_a_row_with_slots_of_its_own() -> None:
 
 def test_captures_take_their_part_of_a_chunk_and_rows_of_theirs_come_late() -> None:
     encoder = slot_layout(Computed(0, 6))
-    capture = Capture(UNIT, np.array([40, 41, 42, 43, -1, -1]), np.array([-1, -1, 0, 1, 2, 3]), 4)
+    capture = Capture(((UNIT, 4),), np.array([40, 41, 42, 43, -1, -1]), np.array([-1, -1, 0, 1, 2, 3]))
     composer = StepComposer()
     composer.admit({"encoder": admission(encoder, capture)})
     first = composed(composer, ("encoder", 0, 3))

@@ -123,3 +123,66 @@ def test_contexts_are_known_as_long_as_who_has_seen_them() -> None:
     with pytest.raises(ValueError, match="cannot stand at position -1"):
         store.known.hold(UnitKey("child", 2), texts)
     assert not len(store.known)
+
+
+def in_sequence(number: int) -> dict[str, UnitText]:
+    """Texts of units of a token, each of which sees all before it."""
+    texts = {"0": text(1)}
+    for i in range(1, number):
+        tokens = np.zeros(1, np.int64)
+        seen = (Seen(f"{i - 1}", -1),)
+        texts[f"{i}"] = UnitText(tokens, tokens, np.ones(1, bool), seen, home=i, has_stem=True)
+    return texts
+
+
+@pytest.mark.parametrize("is_movable", [False, True])
+def test_what_a_stem_has_seen_is_seen(is_movable: bool) -> None:
+    """However many there are, wherever they stand: each unit holds one, and all go with the last."""
+    store = make_store()
+    store.known.is_movable = lambda: is_movable
+    number = 3000
+    texts = in_sequence(number)
+    for position in (number - 1, number + 6):
+        first = 0 if is_movable else position - number + 1
+        key = UnitKey(f"{number - 1}", position)
+        unit = store.known.hold(key, texts)
+        assert unit.context == tuple(UnitKey(f"{i}", first + i) for i in range(number - 1))
+        assert unit.context_tokens == (number - 1, number - 1)
+        assert len(unit.seen) == 1 and len(store.known) == number
+        assert len(store.known.closure([unit])) == len(store.known)
+        store.known.release(key)
+        assert not len(store.known)
+
+
+def test_a_stem_that_is_encoded_elsewhere_has_seen_others() -> None:
+    """Whether states can be moved may be known only later."""
+    store = make_store()
+    texts = in_sequence(4)
+    store.known.is_movable = lambda: True
+    moved = store.known.hold(UnitKey("2", 12), texts)
+    assert moved.context == (UnitKey("0", 0), UnitKey("1", 1))
+    store.known.is_movable = lambda: False
+    last = store.known.hold(UnitKey("3", 13), texts)
+    assert last.context == last.seen == tuple(UnitKey(f"{i}", 10 + i) for i in range(3))
+    store.known.release(moved.key)
+    store.known.release(last.key)
+    assert not len(store.known)
+
+
+def test_nothing_is_held_of_units_whose_text_is_missing_or_impossible() -> None:
+    store = make_store()
+    texts = in_sequence(5)
+    with pytest.raises(ValueError, match="cannot stand at position -1"):
+        store.known.hold(UnitKey("4", 3), texts)
+    assert not len(store.known)
+    with pytest.raises(KeyError):
+        store.known.hold(UnitKey("4", 4), {name: one for name, one in texts.items() if name != "0"})
+    assert not len(store.known)
+    texts["3"] = UnitText(
+        *[getattr(texts["3"], n) for n in ("token_ids", "positions", "kept")],
+        (*texts["3"].context, Seen("x", -1)),
+        has_stem=True,
+    )
+    with pytest.raises(KeyError):
+        store.known.hold(UnitKey("4", 4), texts)
+    assert not len(store.known)

@@ -159,9 +159,10 @@ def test_in_sequence_members_of_a_union_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("encode", ["sequence", "context"])
 def test_units_that_others_see_are_limited(encode: str) -> None:
-    content = "".join(f'<module name="m{i}">m</module>' for i in range(5))
+    text = "m" * 16
+    content = "".join(f'<module name="m{i}">{text}</module>' for i in range(5))
     if encode == "context":
-        content = "r" + "".join(f'<module name="m{i}">m' for i in range(4)) + "</module>" * 4
+        content = text + "".join(f'<module name="m{i}">{text}' for i in range(4)) + "</module>" * 4
     given = f' encode="{encode}"'
     layout_of(content, attributes=given, limits=Limits(max_contexts=10))
     with pytest.raises(PMLError, match=r"pml:1:1: schema\[s\]: its modules see others more than 9 times"):
@@ -174,17 +175,40 @@ def test_what_a_schema_of_many_modules_in_sequence_costs_is_bounded() -> None:
         layout_of(content, attributes=' encode="sequence"', max_model_len=8192)
 
 
-@pytest.mark.parametrize(("num_modules", "fits"), [(256, True), (257, False), (720, False)])
-def test_letters_in_sequence(num_modules: int, fits: bool) -> None:
-    """As many encodings as modules, and half their square of states that others see, within what is allowed."""
-    content = "".join(f'<module name="m{i}">m</module>' for i in range(num_modules))
+@pytest.mark.parametrize(
+    ("text", "num_modules", "fits"),
+    [
+        ("m", 720, True),
+        ("m", 1448, True),
+        ("m", 1449, False),
+        ("m" * 15, 300, True),
+        ("m" * 16, 256, True),
+        ("m" * 16, 257, False),
+    ],
+)
+def test_small_modules_in_sequence(text: str, num_modules: int, fits: bool) -> None:
+    """Those that may be computed together count once each; others as often as they see others."""
+    content = "".join(f'<module name="m{i}">{text}</module>' for i in range(num_modules))
     if not fits:
         with pytest.raises(PMLError, match="make them fewer"):
-            layout_of(content, attributes=' encode="sequence"')
+            layout_of(content, attributes=' encode="sequence"', max_model_len=8192)
         return
-    units = layout_of(content, attributes=' encode="sequence"').units
+    units = layout_of(content, attributes=' encode="sequence"', max_model_len=8192).units
     assert len(units) == num_modules
     assert sum(len(unit.context) for unit in units) == num_modules * (num_modules - 1) // 2
+    assert sum(len(unit.seen) for unit in units) == num_modules - 1
+
+
+def test_small_modules_that_cannot_be_computed_together_count_each_other() -> None:
+    """Members of a union do not see each other, and behind a placeholder more would be seen."""
+    before = "".join(f'<module name="m{i}">m</module>' for i in range(200))
+    members = "".join(f'<module name="u{i}">u</module>' for i in range(200))
+    parameters = "".join(
+        f'<module name="m{i}">m<parameter name="p" length="2"/></module>' for i in range(300)
+    )
+    for content in (f"{before}<union>{members}</union>", parameters):
+        with pytest.raises(PMLError, match="make them fewer"):
+            layout_of(content, attributes=' encode="sequence"', max_model_len=8192)
 
 
 def test_placeholders_are_limited() -> None:

@@ -116,12 +116,15 @@ def times(url: str, end: float, ask: Callable[[httpx.Client], httpx.Response]) -
 
 @dataclass(frozen=True)
 class Phase:
-    """What was found in a third of the time: seconds of plain requests and of questions for health, and what
-    became of the eight clients' requests."""
+    """What was found in a third of the time: seconds of plain requests and of questions for health, what
+    became of the eight clients' requests, and which part of the machine's processors was busy, and by the
+    server."""
 
     plain: list[float]
     health: list[float]
     requests: list[tuple[int, int]]
+    busy: float
+    busy_by_server: float
 
     @property
     def p99(self) -> float:
@@ -134,13 +137,15 @@ class Phase:
             f"plain p50 {np.median(self.plain):.3f} s, p99 {self.p99:.3f} s of {len(self.plain)};"
             f" health p99 {np.quantile(self.health, 0.99):.3f} s, worst {max(self.health):.3f} s"
             f" of {len(self.health)}; the eight: statuses {statuses},"
-            f" {sum(tokens for _, tokens in self.requests)} tokens computed"
+            f" {sum(tokens for _, tokens in self.requests)} tokens computed; processors {self.busy:.0%} busy,"
+            f" {self.busy_by_server:.0%} by the server; load {os.getloadavg()[0]:.1f}"
         )
 
 
 def run(server: Server, clients: ProcessPoolExecutor, seconds: float, num_tokens: int | None) -> Phase:
     """One phase beside eight clients."""
-    end = time.time() + seconds
+    start, end = time.time(), time.time() + seconds
+    idle, used = psutil.cpu_times().idle, processor_seconds(server)
     body = {"model": "tiny", "prompt": "One plain question.", "max_tokens": 4}
     with ThreadPoolExecutor(2) as threads:
         requests = clients.submit(load, server.url, end, num_tokens)
@@ -148,17 +153,30 @@ def run(server: Server, clients: ProcessPoolExecutor, seconds: float, num_tokens
             times, server.url, end, lambda client: client.post("/v1/completions", json=body)
         )
         health = threads.submit(times, server.url, end, lambda client: client.get("/health"))
-        return Phase(plain.result(), health.result(), requests.result())
+        found = plain.result(), health.result(), requests.result()
+    available = (time.time() - start) * psutil.cpu_count()
+    idle, used = psutil.cpu_times().idle - idle, processor_seconds(server) - used
+    return Phase(*found, 1 - idle / available, used / available)
 
 
-def memory_of(server: Server) -> int:
-    """What all processes of the server hold, in bytes."""
+def processes_of(server: Server) -> list[psutil.Process]:
+    """All processes of the server."""
     port = int(server.url.rpartition(":")[2])
     listening = {
         c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
     }
     (process,) = [psutil.Process(pid) for pid in listening if pid]
-    return sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
+    return [process, *process.children(recursive=True)]
+
+
+def memory_of(server: Server) -> int:
+    """What all processes of the server hold, in bytes."""
+    return sum(process.memory_info().rss for process in processes_of(server))
+
+
+def processor_seconds(server: Server) -> float:
+    """What all processes of the server have used of processors."""
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes_of(server)))
 
 
 def test_hostile_clients_cost_others_no_more_than_plain_ones(tiny_model: Path, tmp_path: Path) -> None:

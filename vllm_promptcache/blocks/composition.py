@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import dropwhile, pairwise
@@ -104,7 +104,8 @@ class UnitText:
     """What is needed to encode a unit, wherever it stands.
 
     ``token_ids``, ``positions`` (counted from the unit's first token) and ``kept`` are ``(tokens,)``
-    arrays as in a plan's unit. ``home`` is a position at which its context really stands.
+    arrays as in a plan's unit. ``home`` is a position at which its context really stands. With ``has_stem``
+    the first unit of the ``context`` stands for all that it has seen as well.
     """
 
     token_ids: NDArray[np.int64]
@@ -113,31 +114,36 @@ class UnitText:
     context: tuple[Seen, ...]
     breaks: tuple[int, ...] = ()
     home: int = 0
+    has_stem: bool = False
 
     def context_keys(self, key: UnitKey) -> tuple[UnitKey, ...]:
-        """The units that are seen where the unit is called ``key``."""
+        """The units of the ``context`` where the unit is called ``key``."""
         return tuple([key.beside(*seen) for seen in self.context])
 
 
 def compose_encoding(
-    text: UnitText, position: int, context: Mapping[UnitKey, UnitText]
+    units: Sequence[tuple[UnitText, int]], context: Mapping[UnitKey, UnitText]
 ) -> tuple[Composition, list[int]]:
-    """The request that encodes a unit at a position: its context reused, its own tokens computed.
+    """The request that encodes units, each from a position on: context reused, their own tokens computed.
 
+    Where there are several, each sees the context and the units before it, which end before it begins.
     Returns the composition and the token IDs of the whole request in position order. Only context
-    pieces that stand before the unit's last token matter; they lie between its runs, never inside one.
+    pieces that stand before the last token matter; they lie between the units' runs, never inside one.
     """
     items: list[tuple[int, Reused | Computed, list[int]]] = []
-    own = text.positions + position
+    last = 0
+    for text, position in units:
+        own = text.positions + position
+        bounds = [0, *(np.flatnonzero(np.diff(own) != 1) + 1).tolist(), len(text.token_ids)]
+        for start, end in pairwise(bounds):
+            first = int(own[start])
+            items.append((first, Computed(first, end - start), text.token_ids[start:end].tolist()))
+        last = int(own[-1])
     for key, unit in context.items():
         for start, end in zip(*find_pieces(unit.positions, unit.kept, unit.breaks), strict=True):
             first = int(unit.positions[start]) + key.position
-            if first < own[-1]:
+            if first < last:
                 tokens = unit.token_ids[start:end].tolist()
                 items.append((first, Reused(key, int(start), int(end)), tokens))
-    bounds = [0, *(np.flatnonzero(np.diff(own) != 1) + 1).tolist(), len(text.token_ids)]
-    for start, end in pairwise(bounds):
-        first = int(own[start])
-        items.append((first, Computed(first, end - start), text.token_ids[start:end].tolist()))
     items.sort(key=lambda item: item[0])
     return Composition(tuple(i for _, i, _ in items)), [t for _, _, ids in items for t in ids]

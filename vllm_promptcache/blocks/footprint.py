@@ -21,8 +21,24 @@ class UnitFootprint(NamedTuple):
     is_in_place: bool
 
 
+class ContextTokens(NamedTuple):
+    """How many tokens of a context may be reused, and how many of these are in no whole block."""
+
+    num_kept: int
+    num_edges: int
+
+    def and_those_of(self, units: Iterable[UnitGeometry]) -> ContextTokens:
+        """With more units in the context."""
+        units = tuple(units)
+        num_kept, num_edges = sum(map(num_kept_tokens, units)), sum(map(num_edge_tokens, units))
+        return ContextTokens(self.num_kept + num_kept, self.num_edges + num_edges)
+
+
+NO_CONTEXT = ContextTokens(0, 0)
+
+
 def footprint_of(
-    unit: UnitGeometry, context: Iterable[UnitGeometry], window: int = 0, *, is_moved: bool = False
+    unit: UnitGeometry, context: ContextTokens, window: int = 0, *, is_moved: bool = False
 ) -> UnitFootprint:
     """The footprint of a unit that is encoded in the context of others.
 
@@ -31,11 +47,9 @@ def footprint_of(
     first tokens in order, then these private blocks are what the unit keeps; not if it ``is_moved`` from
     where it is encoded.
     """
-    size, num_tokens, context = unit.block_size, len(unit.slots), tuple(context)
+    size, num_tokens = unit.block_size, len(unit.slots)
     num_runs = 1 + int(np.count_nonzero(np.diff(unit.position_ids) != 1))
-    edges = num_private_tokens(
-        sum(map(num_kept_tokens, context)), sum(map(num_edge_tokens, context)), num_runs, window, size
-    )
+    edges = num_private_tokens(context.num_kept, context.num_edges, num_runs, window, size)
     num_stored = unit.num_blocks * size
     in_order = bool((unit.slots[:num_stored] == np.arange(num_stored)).all())
     is_in_place = not is_moved and edges == 0 and num_stored > 0 and in_order

@@ -42,7 +42,7 @@ def head_text(text: UnitText, end: int) -> UnitText:
     """A unit's text up to token ``end``."""
     breaks = tuple(token for token in text.breaks if token < end)
     arrays = (text.token_ids[:end], text.positions[:end], text.kept[:end])
-    return UnitText(*arrays, text.context, breaks, text.home)
+    return UnitText(*arrays, text.context, breaks, text.home, text.has_stem)
 
 
 def lay_out_head(text: UnitText, position: int, block_size: int) -> UnitGeometry:

@@ -80,18 +80,26 @@ def _token_ids(segment: Segment) -> Sequence[int]:
 def units_to_wire(units: Iterable[Unit]) -> dict[str, list[Any]]:
     """Units by digest, with the units of their contexts, contexts first."""
     texts: dict[str, list[Any]] = {}
-    for unit in units:
-        if unit.digest in texts:
+    pending = list(units)[::-1]
+    while pending:
+        unit = pending[-1]
+        missing = () if unit.digest in texts else [seen for seen in unit.seen if seen.digest not in texts]
+        if missing:
+            pending += reversed(missing)
             continue
-        texts.update(units_to_wire(c for c in unit.context if c.digest not in texts))
-        texts[unit.digest] = [
-            np.ascontiguousarray(unit.token_ids, np.int64).tobytes(),
-            np.ascontiguousarray(unit.position_ids - unit.home, np.int64).tobytes(),
-            np.ascontiguousarray(unit.kept, bool).tobytes(),
-            [[context.digest, context.home - unit.home] for context in unit.context],
-            list(unit.breaks),
-            unit.home,
-        ]
+        pending.pop()
+        texts.setdefault(
+            unit.digest,
+            [
+                np.ascontiguousarray(unit.token_ids, np.int64).tobytes(),
+                np.ascontiguousarray(unit.position_ids - unit.home, np.int64).tobytes(),
+                np.ascontiguousarray(unit.kept, bool).tobytes(),
+                [[seen.digest, seen.home - unit.home] for seen in unit.seen],
+                list(unit.breaks),
+                unit.home,
+                unit.stem is not None,
+            ],
+        )
     return texts
 
 
@@ -140,7 +148,7 @@ def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:
         TypeError: a text is not one.
     """
     found: dict[str, UnitText] = {}
-    for digest, (tokens, positions, kept, context, breaks, home) in texts.items():
+    for digest, (tokens, positions, kept, context, breaks, home, has_stem) in texts.items():
         text = UnitText(
             np.frombuffer(tokens, np.int64),
             np.frombuffer(positions, np.int64),
@@ -148,8 +156,10 @@ def texts_from_wire(texts: Mapping[str, Any]) -> dict[str, UnitText]:
             tuple([Seen(*seen) for seen in context]),
             tuple(breaks),
             int(home),
+            bool(has_stem),
         )
-        if digest_of(text.token_ids, text.positions, text.kept, text.context, text.breaks) != digest:
+        given = (text.token_ids, text.positions, text.kept, text.context, text.breaks, text.has_stem)
+        if digest_of(*given) != digest:
             raise ValueError(f"a unit's text does not have the digest {digest}")
         found[digest] = text
     return found

@@ -40,6 +40,7 @@ from vllm_promptcache.compat.scheduler import (
     queue_before,
     refuse,
     reorder_prompt,
+    reorder_queue,
     set_aside,
 )
 from vllm_promptcache.compat.shims import carries, expect, wrap_once
@@ -73,6 +74,7 @@ __all__ = [
     "notice_adapters",
     "queue_before",
     "refuse",
+    "reorder_queue",
     "plain_block_hash",
     "set_aside",
     "physical_slots",

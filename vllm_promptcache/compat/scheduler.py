@@ -178,6 +178,12 @@ def queue_before(queue: Any, request: Any, earlier: Sequence[Any]) -> None:
             queue.add_request(added)
 
 
+def reorder_queue(queue: Any, requests: Sequence[Any]) -> None:
+    """Put the requests of a scheduler's queue, first come, first served, in another order."""
+    queue.clear()
+    queue.extend(requests)
+
+
 @contextlib.contextmanager
 def set_aside(scheduler: Any, requests: Sequence[Any]) -> Iterator[None]:
     """Schedule a step in which some requests come behind all others, or not at all if others wait.

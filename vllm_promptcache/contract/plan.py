@@ -125,7 +125,7 @@ class Plan:
 
         def add(unit: Unit, moved: int) -> None:
             if (unit, moved) not in placed:
-                for seen in unit.context:
+                for seen in unit.seen if (unit.stem, moved) in placed else unit.context:
                     add(seen, moved)
                 placed[unit, moved] = None
 

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# Fewer tokens fill no block of a KV cache: none is smaller in vLLM's attention backends.
+SMALL_TOKENS = 16
+
 
 class Placement(NamedTuple):
     """A unit, by its digest, at the position of its first token."""
@@ -57,13 +60,55 @@ class Unit:
         return int(self.position_ids[0]) if len(self.position_ids) else 0
 
     @cached_property
+    def stem(self) -> Unit | None:
+        """The last unit of the context with whose own context, and itself, the context begins; None if there
+        is none. Where units see all before them, it is the one before, and says all that they see."""
+        for index in range(len(self.context) - 1, -1, -1):
+            seen = self.context[index]
+            if len(seen.context) == index and self.context[:index] == seen.context:
+                return seen
+        return None
+
+    @cached_property
+    def seen(self) -> tuple[Unit, ...]:
+        """The context in short: the stem, if there is one, for what it has seen as well, and the rest."""
+        if self.stem is None:
+            return self.context
+        return (self.stem, *self.context[len(self.stem.context) + 1 :])
+
+    @property
+    def joins(self) -> bool:
+        """Whether the unit and its stem are one causal pass over the tokens of both, and the stem fills no
+        block of any backend, so that they are computed together."""
+        stem = self.stem
+        return (
+            stem is not None
+            and len(self.context) == len(stem.context) + 1
+            and stem.num_tokens < SMALL_TOKENS
+            and bool(stem.kept.all())
+            and bool(stem.position_ids[-1] < self.position_ids[0])
+        )
+
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over everything in the plan that the unit's states depend on, but for where it stands.
 
         The position, the model, its revision and data types, LoRA and tenant are the engine's to add.
         """
-        context = [(unit.digest, unit.home - self.home) for unit in self.context]
-        return digest_of(self.token_ids, self.position_ids, self.kept, context, self.breaks)
+        for unit in reversed(self._stems()):
+            _ = unit.digest  # of few calls each, however many see each other
+        seen = [(unit.digest, unit.home - self.home) for unit in self.seen]
+        has_stem = self.stem is not None
+        return digest_of(self.token_ids, self.position_ids, self.kept, seen, self.breaks, has_stem)
+
+    def _stems(self) -> list[Unit]:
+        """The unit's stem, that one's, and so on, as far as no digest is known."""
+        stems: list[Unit] = []
+        stem = self.stem
+        while stem is not None and "digest" not in vars(stem):
+            stems.append(stem)
+            stem = stem.stem
+        return stems
 
     @property
     def placement(self) -> Placement:
@@ -88,11 +133,12 @@ def digest_of(
     kept: NDArray[np.bool_],
     context: Iterable[tuple[str, int]],
     breaks: Iterable[int] = (),
+    has_stem: bool = False,
 ) -> str:
     """The digest of a unit with these ``(tokens,)`` arrays, wherever it stands.
 
     ``context`` has of each context unit the digest and the *offset*: the position of its first token,
-    counted from the unit's first position.
+    counted from the unit's first position. With ``has_stem`` the first stands for all that it has seen too.
     """
     h = sha256()
     relative = position_ids - position_ids[:1]
@@ -100,6 +146,8 @@ def digest_of(
         data = np.ascontiguousarray(array, dtype).tobytes()
         h.update(len(data).to_bytes(8, "little"))
         h.update(data)
+    if has_stem:
+        h.update(b"stem")
     for digest, offset in context:
         h.update(bytes.fromhex(digest))
         h.update(offset.to_bytes(8, "little", signed=True))

@@ -111,7 +111,7 @@ class PromptCacheBlockManager(KVCacheManager):
         if len(slot_layout.row_starts) > 1:  # edge rows and new tokens interleave: all slots at once
             num_tokens = max(num_tokens, request.num_tokens)
         reserved = kwargs.get("reserved_blocks", 0)
-        unit = composed.encoding.unit if composed.encoding is not None else None
+        unit = composed.encoding.units[-1] if composed.encoding is not None else None
         if unit is not None and unit.footprint.is_in_place:
             num_tokens = max(num_tokens, request.num_tokens)
         elif unit is not None:

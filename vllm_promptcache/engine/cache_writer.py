@@ -53,7 +53,7 @@ class CacheWriter:
         self.row_store.drop(message.dropped)
         for admission in message.admissions.values():
             if admission.capture is not None:
-                self.row_store.open(admission.capture.unit, admission.capture.num_rows)
+                self.row_store.open_together(admission.capture.units)
 
     def _move(self, positions: NDArray[np.int64], shift: int) -> Move | None:
         """What moves states at positions by ``shift``; None if they stay."""
@@ -97,7 +97,7 @@ class CacheWriter:
             if c.shift
         ]
         kept = [
-            (c.unit, self.on_device(c.kept), self.on_device(c.rows), self._move(c.kept_at, c.shift))
+            (c.units[0], self.on_device(c.kept), self.on_device(c.rows), self._move(c.kept_at, c.shift))
             for c in captures
             if len(c.kept)
         ]

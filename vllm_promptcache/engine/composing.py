@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -105,8 +105,7 @@ class Composing:
         """Whether a request could run on its units. What vLLM runs as a plain prompt runs here too: without
         them, if need be."""
         num_blocks = -(-slot_layout.num_prompt_tokens // self._store.block_size)
-        known = self._store.known
-        units = dict.fromkeys([*held.values(), *(known[key] for u in held.values() for key in u.context)])
+        units = self._store.known.closure(held.values())
         try:
             self._store.pins.check_room(units, num_blocks - slot_layout.num_shared_blocks)
         except NoRoomError:
@@ -114,14 +113,15 @@ class Composing:
         return True
 
     def encoding_of(
-        self, unit: StoredUnit, requester: ComposedRequest | None, request_id: str
+        self, units: Sequence[StoredUnit], requester: ComposedRequest | None, request_id: str
     ) -> ComposedRequest:
-        """The request that encodes a unit, itself composed of the unit's context.
+        """The request that encodes a unit, or several that see each other, itself composed of the context of
+        the first.
 
         It goes just before its requester where the queue is ordered by priorities, and with none last.
         """
-        context = {key: self._store.known[key].text for key in unit.context}
-        composition, token_ids = compose_encoding(unit.text, unit.origin, context)
+        context = {key: self._store.known[key].text for key in units[0].context}
+        composition, token_ids = compose_encoding([(unit.text, unit.origin) for unit in units], context)
         waiting = requester.request if requester is not None else None
         priority, arrival_time = just_before(waiting) if waiting is not None else (BACKGROUND_PRIORITY, None)
         request = Request(

@@ -17,18 +17,22 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
+from vllm_promptcache.blocks.unit_key import WHOLE
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composed_requests import ComposedRequests
 from vllm_promptcache.engine.composing import Composing
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import StoredUnit
+
+# What one request computes of small units at most: whoever needs the first of them waits for all.
+MAX_TOKENS_TOGETHER = 512
 
 
 class Stage(enum.Enum):
@@ -41,17 +45,45 @@ class Stage(enum.Enum):
 
 @dataclass(eq=False)
 class Encoding:
-    """One unit's encoding. ``is_background`` says that no request waits for it."""
+    """The encoding of a unit by one request, or of small units each of which sees those before it.
 
-    unit: StoredUnit
-    composed: ComposedRequest
+    ``composed`` is None until it is known which units it is of. ``is_background`` says that no request waits
+    for it.
+    """
+
+    units: list[StoredUnit]
     is_background: bool
+    composed: ComposedRequest | None = None
     stage: Stage = Stage.QUEUED
 
     @property
     def request(self) -> Request:
         """The request that computes the states."""
+        assert self.composed is not None
         return self.composed.request
+
+    def takes(self, unit: StoredUnit) -> bool:
+        """Whether the request may compute one more unit behind those that it computes.
+
+        That is exact where one causal pass shows each token what it is to see: where the unit sees what the
+        last one sees, and the last one, of which every token is kept and stands before its own. It costs no
+        more than the unit alone where those before it fill no block: then encoding the unit alone takes
+        their rows into as many blocks. States that are moved on their way are computed alone.
+        """
+        last = self.units[-1]
+        num_tokens = sum(len(u.text.kept) for u in self.units) + len(unit.text.kept)
+        return (
+            self.composed is None
+            and num_tokens <= MAX_TOKENS_TOGETHER
+            and last.key.part == WHOLE
+            and not last.geometry.num_blocks
+            and len(unit.context) == len(last.context) + 1
+            and unit.context[-1] == last.key
+            and all(u.origin == u.key.position for u in (last, unit))
+            and bool(last.text.kept.all())
+            and last.geometry.position_ids[-1] < unit.geometry.position_ids[0]
+            and unit.context[:-1] == last.context
+        )
 
 
 class Queue(Protocol):
@@ -71,10 +103,11 @@ class Queue(Protocol):
 
 
 class Encodings:
-    """All encodings, by unit. ``began`` is called with the unit of each when it is queued."""
+    """All encodings, by unit, and those that no request waits for. ``began`` is called with each unit."""
 
     def __init__(self, store: ModuleStore, requests: ComposedRequests, composing: Composing, queue: Queue):
         self.by_unit: dict[StoredUnit, Encoding] = {}
+        self.background: dict[Encoding, None] = {}
         self._resident = store.resident
         self._known = store.known
         self._requests = requests
@@ -91,7 +124,7 @@ class Encodings:
         self,
         unit: StoredUnit,
         requester: ComposedRequest | None,
-        queued: list[Request],
+        queued: list[Encoding],
         provide: Callable[[StoredUnit], None],
     ) -> None:
         """See ``Provider``: absent to QUEUED. What is missing of the unit's context is provided first."""
@@ -100,21 +133,48 @@ class Encodings:
         self.began(unit)
         if requester is not None:
             requester.encoded.add(unit.key)
-        request_id = f"prompt-cache-encoding-{next(self._numbers):012}"
-        composed = self._composing.encoding_of(unit, requester, request_id)
-        composed.encoding = self.by_unit[unit] = Encoding(unit, composed, requester is None)
-        self._requests.add(composed)
-        self._requests.unserved.pop(request_id, None)
-        for key in list(composed.missing):
-            provide(self._known[key])
-        queued.append(composed.request)
+        encoding = self._last_that_takes(unit)
+        if encoding is None:
+            for key in unit.context:
+                provide(self._known[key])
+            encoding = self._last_that_takes(unit)
+        if encoding is None:
+            encoding = Encoding([], requester is None)
+            queued.append(encoding)
+        encoding.units.append(unit)
+        self.by_unit[unit] = encoding
+
+    def _last_that_takes(self, unit: StoredUnit) -> Encoding | None:
+        """The encoding of what a unit sees last, if that can compute the unit as well."""
+        last = self._known[unit.context[-1]] if unit.context else None
+        encoding = self.by_unit.get(last) if last is not None else None
+        if encoding is None or not encoding.takes(unit):
+            return None
+        # A window of the first one reaches back farther than the last one's: not in so many runs.
+        first, positions = encoding.units[0].geometry.position_ids[0], unit.geometry.position_ids
+        num_tokens = sum(len(u.text.kept) for u in (*encoding.units, unit))
+        is_one_run = positions[-1] + 1 - first == num_tokens
+        return encoding if is_one_run or self._known.window <= 1 else None
+
+    def compose(self, queued: Iterable[Encoding], requester: ComposedRequest | None) -> list[Request]:
+        """The requests of encodings that were begun for a request, or for none, contexts first."""
+        for encoding in queued:
+            request_id = f"prompt-cache-encoding-{next(self._numbers):012}"
+            composed = self._composing.encoding_of(encoding.units, requester, request_id)
+            encoding.composed, composed.encoding = composed, encoding
+            self._requests.add(composed)
+            self._requests.unserved.pop(request_id, None)
+            if encoding.is_background:
+                self.background[encoding] = None
+        return [encoding.request for encoding in queued]
 
     def join(self, unit: StoredUnit, requester: ComposedRequest) -> None:
         """See ``Provider``: what is still queued for less urgent ones goes before the requester."""
         encoding = self.by_unit.get(unit)
-        if encoding is None:
+        if encoding is None or encoding.composed is None:
             return
         was_background, encoding.is_background = encoding.is_background, False
+        self.background.pop(encoding, None)
         if encoding.stage is not Stage.QUEUED:
             return
         if was_background or self._queue.comes_before(requester.request, encoding.request):
@@ -124,32 +184,35 @@ class Encodings:
             self._queue.move(encoding.request, requester.request)
 
     def allocate(self, encoding: Encoding, own_blocks: Sequence[KVCacheBlock]) -> None:
-        """QUEUED to RUNNING: its request has its table, with so many blocks of its own. The unit's blocks are
+        """QUEUED to RUNNING: its request has its table, with so many blocks of its own. A unit's blocks are
         the first of them if it is encoded in place; else they are free, and taken now."""
         assert encoding.stage is Stage.QUEUED
-        unit = encoding.unit
-        in_place = own_blocks[: unit.geometry.num_blocks] if unit.footprint.is_in_place else None
-        self._resident.allocate(unit, in_place)
+        for unit in encoding.units:
+            in_place = own_blocks[: unit.geometry.num_blocks] if unit.footprint.is_in_place else None
+            self._resident.allocate(unit, in_place)
         encoding.stage = Stage.RUNNING
 
     def finish(self, encoding: Encoding) -> None:
         """RUNNING to WRITTEN: the step that is being scheduled is its last."""
         assert encoding.stage is Stage.RUNNING
-        self._resident.finish(encoding.unit)
+        for unit in encoding.units:
+            self._resident.finish(unit)
         encoding.stage = Stage.WRITTEN
 
     def over(self, encoding: Encoding) -> None:
         """WRITTEN to resident: the last step is on its way, and the request has nothing to do with its
-        unit any more, which may go and be encoded by another before that step's output is here."""
+        units any more, which may go and be encoded by another before that step's output is here."""
         assert encoding.stage is Stage.WRITTEN
         self._forget(encoding)
-        self._resident.end_use((encoding.unit.key,))
-        self._known.release(encoding.unit.key)
+        for unit in encoding.units:
+            self._resident.end_use((unit.key,))
+            self._known.release(unit.key)
 
     def interrupt(self, encoding: Encoding) -> None:
         """RUNNING or WRITTEN to QUEUED: its request lost its table, and will be scheduled again."""
         assert encoding.stage is not Stage.QUEUED
-        self._resident.take_back(encoding.unit)
+        for unit in reversed(encoding.units):
+            self._resident.take_back(unit)
         encoding.stage = Stage.QUEUED
 
     def cancel(self, encoding: Encoding) -> None:
@@ -157,17 +220,22 @@ class Encodings:
         if encoding.stage is not Stage.QUEUED:
             self.interrupt(encoding)
         self._forget(encoding)
-        self._resident.give_up(encoding.unit)
-        self._known.release(encoding.unit.key)
+        for unit in reversed(encoding.units):
+            self._resident.give_up(unit)
+            self._known.release(unit.key)
 
     def withdraw(self, unit: StoredUnit) -> None:
-        """See ``Provider``: end the encoding of a unit that nobody wants. Its context may follow."""
+        """See ``Provider``: end the encoding of a unit that nobody wants, if it is of none that is wanted.
+        Its context may follow."""
         encoding = self.by_unit.get(unit)
-        if encoding is not None:
+        if encoding is not None and not any(other.is_wanted for other in encoding.units):
             self._queue.withdraw(encoding.request)
 
     def _forget(self, encoding: Encoding) -> None:
-        del self.by_unit[encoding.unit]
+        for unit in encoding.units:
+            del self.by_unit[unit]
+        self.background.pop(encoding, None)
+        assert encoding.composed is not None
         encoding.composed.encoding = None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from vllm_promptcache.blocks.checks import check_place
 from vllm_promptcache.blocks.composition import UnitText
-from vllm_promptcache.blocks.footprint import footprint_of
+from vllm_promptcache.blocks.footprint import NO_CONTEXT, footprint_of
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.blocks.heads import head_text, lay_out_head
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
@@ -35,6 +36,8 @@ class KnownUnits:
         self.is_movable: Callable[[], bool] = _never
         self._by_digest: dict[str, dict[UnitKey, None]] = {}
         self._heads: dict[UnitKey, dict[UnitKey, None]] = {}
+        self._to_release: deque[UnitKey] = deque()
+        self._is_releasing = False
 
     def __len__(self) -> int:
         return len(self.by_key)
@@ -56,7 +59,7 @@ class KnownUnits:
         """
         unit = self.by_key.get(key)
         if unit is None:
-            unit = self._know(key, texts[key.digest], texts)
+            unit = self._know_with_stems(key, texts)
         unit.holders += 1
         if unit.holders == 1 and unit.has_states:
             self.settle(unit)
@@ -91,8 +94,13 @@ class KnownUnits:
         _discard(self._by_digest, key.digest, key)
         if unit.whole is not None:
             _discard(self._heads, unit.whole, key)
-        for seen in unit.context:
-            self.release(seen)
+        # Its context may be forgotten next, and that one's: one after the other, however many there are.
+        self._to_release.extend(unit.seen)
+        if not self._is_releasing:
+            self._is_releasing = True
+            while self._to_release:
+                self.release(self._to_release.popleft())
+            self._is_releasing = False
 
     def placements_of(self, digest: str) -> tuple[UnitKey, ...]:
         """All that is known of a unit, wherever it stands and whoever it is for."""
@@ -102,26 +110,72 @@ class KnownUnits:
         """The known heads of a unit."""
         return tuple(self._heads.get(key, ()))
 
+    def closure(self, units: Iterable[StoredUnit]) -> list[StoredUnit]:
+        """Units that are known, and all that they have seen."""
+        found: dict[StoredUnit, None] = {}
+        pending = list(units)
+        while pending:
+            unit = pending.pop()
+            if unit not in found:
+                found[unit] = None
+                pending += [self.by_key[key] for key in unit.seen]
+        return list(found)
+
+    def _know_with_stems(self, key: UnitKey, texts: Mapping[str, UnitText]) -> StoredUnit:
+        """Make a unit known after its stem, that one after its own, and so on, however many there are."""
+        keys = [key]
+        while (text := texts[keys[-1].digest]).has_stem:
+            stem = self._direct_context(keys[-1], text)[0]
+            if stem in self.by_key:
+                break
+            keys.append(stem)
+        unit: StoredUnit | None = None
+        try:
+            for one in reversed(keys):
+                unit = self._know(one, texts[one.digest], texts)
+        except (KeyError, ValueError):
+            if unit is not None:
+                self.forget(unit)
+            raise
+        assert unit is not None
+        return unit
+
+    def _direct_context(self, key: UnitKey, text: UnitText) -> tuple[UnitKey, ...]:
+        return text.context_keys(key._replace(position=self._origin(key, text)))
+
+    def _origin(self, key: UnitKey, text: UnitText) -> int:
+        """Where a unit is encoded."""
+        return text.home if text.home != key.position and self.is_movable() else key.position
+
     def _know(self, key: UnitKey, text: UnitText, texts: Mapping[str, UnitText]) -> StoredUnit:
-        check_place(text, key.position, self.num_positions)
-        origin = key.position
-        if text.home != origin and self.is_movable():
-            origin = text.home
-            check_place(text, origin, self.num_positions)
-        context = text.context_keys(key._replace(position=origin))
+        origin = self._origin(key, text)
+        for position in {origin, key.position}:
+            check_place(text, position, self.num_positions)
+        seen = self._direct_context(key, text)
         held: list[UnitKey] = []
         try:
-            for seen in context:
-                held.append(self.hold(seen, texts).key)
+            for one in seen:
+                held.append(self.hold(one, texts).key)
+            context, context_tokens = seen, NO_CONTEXT
+            if text.has_stem:
+                stem = self.by_key[seen[0]]
+                context, context_tokens = (*stem.context, *seen), stem.context_tokens
+                moved = stem.key.position - stem.origin
+                if moved:  # it holds what it has seen elsewhere
+                    before = [k._replace(position=k.position + moved) for k in stem.context]
+                    for one in before:
+                        held.append(self.hold(one, texts).key)
+                    context, seen = (*before, *seen), (*before, *seen)
         except (KeyError, ValueError):
-            for seen in held:
-                self.release(seen)
+            for one in held:
+                self.release(one)
             raise
         geometry = self._lay_out(key, text)
-        seen_geometries = [self.by_key[seen].geometry for seen in context]
+        direct = [self.by_key[one].geometry for one in self._direct_context(key, text)]
+        context_tokens = context_tokens.and_those_of(direct)
         is_moved = origin != key.position
-        footprint = footprint_of(geometry, seen_geometries, self.window, is_moved=is_moved)
-        unit = StoredUnit(key, text, context, geometry, footprint, origin)
+        footprint = footprint_of(geometry, context_tokens, self.window, is_moved=is_moved)
+        unit = StoredUnit(key, text, context, seen, context_tokens, geometry, footprint, origin)
         self.by_key[key] = unit
         self.num_of_tenants += key.tenant is not None
         self._by_digest.setdefault(key.digest, {})[key] = None

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from vllm.v1.request import Request
 
 from vllm_promptcache import compat
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 from vllm_promptcache.engine.composed_request import ComposedRequest
+from vllm_promptcache.engine.encoding import Encoding
 from vllm_promptcache.engine.messages import Load
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.recording import Recordings
@@ -106,7 +106,7 @@ class Loads:
         self,
         unit: StoredUnit,
         requester: ComposedRequest | None,
-        queued: list[Request],
+        queued: list[Encoding],
         provide: Callable[[StoredUnit], None],
     ) -> None:
         """See ``Provider``: it waits for its turn."""

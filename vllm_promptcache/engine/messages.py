@@ -14,30 +14,30 @@ from vllm_promptcache.records.catalog import Orders
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Keep what a request computes as a record as well.
+    """Keep what a request computes as records as well.
 
-    ``rows`` (int64, ``(new tokens,)``) says at which of the record's ``num_rows`` rows; -1 for none.
+    ``records`` are their names, each with how many rows it has. ``rows`` (int64, ``(new tokens,)``) says at
+    which row, counted through all of them; -1 for none.
     """
 
-    record: str
+    records: tuple[tuple[str, int], ...]
     rows: NDArray[np.int64]
-    num_rows: int
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """Keep what a request computes as a unit's stored states.
+    """Keep what a request computes as units' stored states.
 
-    ``slots`` and ``rows`` (int64, ``(new tokens,)``) say for each new token of the request into which
-    slot of the KV cache its key and value go as well, and at which of the unit's ``num_rows`` edge rows
-    they are kept; -1 for neither. The unit stands ``shift`` positions further on than it is computed:
-    there its states are moved on their way, in a ``recording`` they are not.
+    ``units`` are their keys, each with how many edge rows it has. ``slots`` and ``rows`` (int64,
+    ``(new tokens,)``) say for each new token of the request into which slot of the KV cache its key and
+    value go as well, and at which edge row they are kept, counted through all units; -1 for neither. The
+    units stand ``shift`` positions further on than they are computed: there their states are moved on their
+    way, in a ``recording`` they are not.
     """
 
-    unit: UnitKey
+    units: tuple[tuple[UnitKey, int], ...]
     slots: NDArray[np.int64]
     rows: NDArray[np.int64]
-    num_rows: int
     shift: int = 0
     recording: Recording | None = None
 

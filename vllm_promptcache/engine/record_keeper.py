@@ -31,9 +31,9 @@ class RecordKeeper:
         self._to_write: list[RecordHeader] = []
 
     def begin(self, recording: Recording | None) -> None:
-        """A request that keeps a record takes its slots."""
+        """A request that keeps records takes its slots."""
         if recording is not None:
-            self.rows.open(recording.record, recording.num_rows)
+            self.rows.open_together(recording.records)
 
     def obey(self, orders: Orders) -> None:
         """Before a step."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 from vllm_promptcache.engine.messages import Recording
@@ -37,20 +40,39 @@ class Recordings:
         if self._planned.get(name) is unit:
             del self._planned[name]
 
-    def begin(self, unit: StoredUnit, num_context_tokens: int) -> Recording | None:
-        """A unit's encoding takes its slots, at first or again: what is kept of it."""
+    def begin(self, units: Sequence[StoredUnit], num_context_tokens: int) -> Recording | None:
+        """Units' encoding, by one request that reuses so many tokens, takes its slots, at first or again:
+        what is kept of it."""
+        records: list[tuple[str, int]] = []
+        rows: list[NDArray[np.int64]] = []
+        num_rows = 0
+        for unit in units:
+            kept = unit.text.kept
+            name = self._begin(unit, num_context_tokens)
+            num_context_tokens += len(kept)
+            if name is None:
+                rows.append(np.full(len(kept), -1))
+                continue
+            number = int(kept.sum())
+            rows.append(np.where(kept, np.cumsum(kept) - 1 + num_rows, -1))
+            records.append((name, number))
+            num_rows += number
+        return Recording(tuple(records), np.concatenate(rows)) if records else None
+
+    def _begin(self, unit: StoredUnit, num_context_tokens: int) -> str | None:
+        """The name of a unit's record, if one is kept."""
         kept = unit.text.kept
         if unit.key.part != WHOLE or not self.catalog.is_open or not kept.any():
             return None
-        num_rows = int(kept.sum())
         if unit.key not in self._names:
             name = record_name(unit.key)
             cost = encoding_cost(len(kept), num_context_tokens)
-            if not self.catalog.begin(name, num_rows, unit.origin, cost, is_private=_is_private(unit.key)):
+            num_rows, is_private = int(kept.sum()), _is_private(unit.key)
+            if not self.catalog.begin(name, num_rows, unit.origin, cost, is_private=is_private):
                 self._end_plan(unit)
                 return None
             self._names[unit.key] = name
-        return Recording(self._names[unit.key], np.where(kept, np.cumsum(kept) - 1, -1), num_rows)
+        return self._names[unit.key]
 
     def complete(self, unit: StoredUnit) -> None:
         """The step that is being scheduled writes the last of a unit's states."""

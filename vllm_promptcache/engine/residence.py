@@ -10,7 +10,7 @@ from vllm.v1.request import Request
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composed_requests import ComposedRequests
-from vllm_promptcache.engine.encoding import Encodings, Queue
+from vllm_promptcache.engine.encoding import Encoding, Encodings, Queue
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 
@@ -28,13 +28,13 @@ class Provider(Protocol):
         self,
         unit: StoredUnit,
         requester: ComposedRequest | None,
-        queued: list[Request],
+        queued: list[Encoding],
         provide: Callable[[StoredUnit], None],
     ) -> None:
         """Begin to provide an absent unit, for a request, or for none in the background.
 
-        ``queued`` gains the requests that are to be scheduled for it, in order. ``provide`` sees to a unit
-        that is needed first.
+        ``queued`` gains the encodings that are to be scheduled for it, in order; one that is there may take
+        the unit as well. ``provide`` sees to a unit that is needed first.
         """
 
     def join(self, unit: StoredUnit, requester: ComposedRequest) -> None:
@@ -86,11 +86,14 @@ class Residence:
 
     def start_background(self) -> None:
         """Begin to provide units that nobody waits for: few at once, so that others get in between."""
-        keys: list[UnitKey] = []
-        room = self._max_background - len(self.background)
-        while len(keys) < room and (unit := self._store.backlog.next()) is not None:
-            keys.append(unit.key)
-        self._make_resident(keys, None)
+        queued: list[Encoding] = []
+        num_units = len(self._encodings.background)
+        while num_units < self._max_background and (unit := self._store.backlog.next()) is not None:
+            num_encodings = len(queued)
+            self._provide(unit, None, queued)
+            # A unit that is computed along with others is as none; one that is loaded counts.
+            num_units += unit not in self._encodings.by_unit or len(queued) > num_encodings
+        self._enqueue(queued, None)
 
     def reconsider(self, unit: StoredUnit) -> None:
         """Somebody wants a unit no more: what is being done for it may end, at the next step."""
@@ -99,16 +102,20 @@ class Residence:
     @property
     def background(self) -> Sequence[Request]:
         """The requests that no other request waits for."""
-        return [e.request for e in self._encodings.by_unit.values() if e.is_background]
+        return [encoding.request for encoding in self._encodings.background]
 
-    def _make_resident(self, keys: Iterable[UnitKey], requester: ComposedRequest | None) -> None:
-        queued: list[Request] = []
+    def _make_resident(self, keys: Iterable[UnitKey], requester: ComposedRequest) -> None:
+        queued: list[Encoding] = []
         for key in keys:
             self._provide(self._store.known[key], requester, queued)
-        if queued:
-            self._queue.enqueue(queued, requester.request if requester is not None else None)
+        self._enqueue(queued, requester)
 
-    def _provide(self, unit: StoredUnit, requester: ComposedRequest | None, queued: list[Request]) -> None:
+    def _enqueue(self, queued: Sequence[Encoding], requester: ComposedRequest | None) -> None:
+        if queued:
+            requests = self._encodings.compose(queued, requester)
+            self._queue.enqueue(requests, requester.request if requester is not None else None)
+
+    def _provide(self, unit: StoredUnit, requester: ComposedRequest | None, queued: list[Encoding]) -> None:
         if unit.residency is Residency.ENCODING and requester is not None:
             for provider in self.providers:
                 provider.join(unit, requester)

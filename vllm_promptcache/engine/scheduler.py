@@ -30,6 +30,7 @@ from vllm_promptcache.engine.loading import CallWorkers, Loads
 from vllm_promptcache.engine.messages import StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
 from vllm_promptcache.engine.plain_connecting import PlainConnecting
+from vllm_promptcache.engine.queue_order import fair_order
 from vllm_promptcache.engine.record_settings import open_catalog
 from vllm_promptcache.engine.recording import Recordings
 from vllm_promptcache.engine.residence import Residence
@@ -121,7 +122,8 @@ class PromptCacheScheduling(PlainConnecting):
             return kv_params, ec_params
         report = composed.report
         if composed.encoding is not None:
-            self.recordings.give_up(composed.encoding.unit)
+            for unit in composed.encoding.units:
+                self.recordings.give_up(unit)
             self.encodings.cancel(composed.encoding)
         self.composed.remove(request.request_id)
         return {**(kv_params or {}), EXTRA_ARG: report}, ec_params
@@ -161,6 +163,7 @@ class PromptCacheScheduling(PlainConnecting):
         manager.tried.clear()
         self.loads.place_background(lambda num_blocks: manager.make_room(num_blocks, None, None))
         with compat.set_aside(self, () if self._stood_still else self.residence.background):
+            self._order_queue()
             output = super().schedule(*args, **kwargs)
         # Who waits still may need what those set aside hold; there is room for both then.
         has_tokens_left = output.total_num_scheduled_tokens < self.max_num_scheduled_tokens
@@ -168,6 +171,15 @@ class PromptCacheScheduling(PlainConnecting):
         if self.composed.by_id or self.store.resident.has_dropped or self.records.has_orders:
             self._tell_workers(output)
         return output
+
+    def _order_queue(self) -> None:
+        """Let those who need little in between the encodings for those who need much: with priorities, who
+        goes first is for these to say."""
+        if self.encodings.by_unit and self.policy is SchedulingPolicy.FCFS:
+            shares = max(self.max_num_running_reqs // 2, 1), self.max_num_scheduled_tokens // 2
+            order = fair_order(self.waiting, self.composed.by_id, *shares)
+            if order is not None:
+                compat.reorder_queue(self.waiting, order)
 
     def _tell_workers(self, output: SchedulerOutput) -> None:
         """Send with a step what its workers are to do beside it; from here on that counts as done."""
@@ -177,7 +189,8 @@ class PromptCacheScheduling(PlainConnecting):
         scheduled = [by_id[name].encoding for name in output.num_scheduled_tokens if name in by_id]
         written = [one for one in scheduled if one is not None and one.stage is Stage.WRITTEN]
         for encoding in written:
-            self.recordings.complete(encoding.unit)
+            for unit in encoding.units:
+                self.recordings.complete(unit)
         loads = self.loads.take_loads()
         orders = self.records.take_orders()
         message = StepMessage(admissions, self.store.resident.take_dropped(), loads, orders)

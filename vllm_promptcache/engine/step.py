@@ -58,12 +58,13 @@ class Injection:
 class Capturing:
     """One encoding request's part of a step's tokens.
 
-    ``stored`` indexes tokens of the step that go into the unit's blocks at ``slots`` of the KV cache;
-    ``kept`` those that are kept as its edge ``rows``. All int64. Those two are moved by ``shift`` from the
-    positions ``stored_at`` and ``kept_at``. ``recorded`` are kept unmoved, as ``record_rows`` of ``record``.
+    ``stored`` indexes tokens of the step that go into the units' blocks at ``slots`` of the KV cache;
+    ``kept`` those that are kept as edge ``rows``, counted through all ``units``. All int64. Those two are
+    moved by ``shift`` from the positions ``stored_at`` and ``kept_at``. ``recorded`` are kept unmoved, as
+    ``record_rows``, counted from the first row of ``record`` on.
     """
 
-    unit: UnitKey
+    units: tuple[UnitKey, ...]
     stored: NDArray[np.int64]
     slots: NDArray[np.int64]
     kept: NDArray[np.int64]

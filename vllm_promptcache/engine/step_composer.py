@@ -75,7 +75,7 @@ class StepComposer:
         rows = _rows(batch, chunks)
         moved, moved_slots = (NO_TOKENS, NO_SLOTS) if rows is None else _moved(batch, chunks)
         captures = self._captures(batch, chunks)
-        edge_rows, late = self._take_edge_rows(batch, frozenset(c.unit for c in captures))
+        edge_rows, late = self._take_edge_rows(batch, frozenset(unit for c in captures for unit in c.units))
         return Step(tokens, positions, shifts, moved, moved_slots, rows, captures, edge_rows, late)
 
     def _captures(self, batch: Batch, chunks: Mapping[int, Chunk]) -> tuple[Capturing, ...]:
@@ -106,17 +106,17 @@ class StepComposer:
 
 
 def _capturing(capture: Capture, chunk: Chunk, slot_layout: SlotLayout, start: int) -> Capturing:
-    """What a chunk that begins at token ``start`` of the step computes of a unit."""
+    """What a chunk that begins at token ``start`` of the step computes of units."""
     first = chunk.computed - slot_layout.num_cached_tokens
     part = slice(first, first + chunk.scheduled)
     slots, rows, positions = capture.slots[part], capture.rows[part], slot_layout.positions[part]
     stored, kept = np.flatnonzero(slots >= 0), np.flatnonzero(rows >= 0)
     record, record_rows = None, NO_TOKENS
     if capture.recording is not None:
-        record, record_rows = capture.recording.record, capture.recording.rows[part]
+        record, record_rows = capture.recording.records[0][0], capture.recording.rows[part]
     recorded = np.flatnonzero(record_rows >= 0)
     return Capturing(
-        unit=capture.unit,
+        units=tuple(unit for unit, _ in capture.units),
         stored=stored + start,
         slots=slots[stored],
         kept=kept + start,

@@ -9,7 +9,7 @@ from functools import cached_property
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_promptcache.blocks.composition import UnitText
-from vllm_promptcache.blocks.footprint import UnitFootprint
+from vllm_promptcache.blocks.footprint import ContextTokens, UnitFootprint
 from vllm_promptcache.blocks.geometry import UnitGeometry
 from vllm_promptcache.blocks.unit_key import WHOLE, UnitKey
 
@@ -27,7 +27,8 @@ class StoredUnit:
     """One unit, or head of one, where it stands, for one adapter and tenant.
 
     ``context`` are the units that it has seen, where they stood then: it is encoded at ``origin``, and its
-    states are moved from there.
+    states are moved from there. ``seen`` are those of them that it holds, which hold the rest, and
+    ``context_tokens`` counts those of the context.
 
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``holders`` whoever wants the unit to stay known: live
@@ -39,6 +40,8 @@ class StoredUnit:
     key: UnitKey
     text: UnitText
     context: tuple[UnitKey, ...]
+    seen: tuple[UnitKey, ...]
+    context_tokens: ContextTokens
     geometry: UnitGeometry
     footprint: UnitFootprint
     origin: int

@@ -6,14 +6,21 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from vllm_promptcache.blocks.footprint import UnitFootprint, blocks_needed, footprint_of, num_private_tokens
+from vllm_promptcache.blocks.footprint import (
+    NO_CONTEXT,
+    ContextTokens,
+    UnitFootprint,
+    blocks_needed,
+    footprint_of,
+    num_private_tokens,
+)
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
 from vllm_promptcache.contract.plan import CachedSegment, Plan
 from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.layout.schema import SchemaLayout
 
-Known = dict[Unit, tuple[UnitGeometry, UnitFootprint]]
+Known = dict[Unit, tuple[UnitGeometry, UnitFootprint, ContextTokens]]
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,29 @@ class Capacity:
     def _edge_tokens(self, segment: CachedSegment, known: Known) -> int:
         """Tokens of a segment, which may begin inside a block, that are in no block which it shares."""
         size, num_tokens = self.block_size, segment.num_tokens
-        geometry, _ = self._of(segment.unit, known)
+        geometry = self._of(segment.unit, known)[0]
         for start, end in zip(geometry.piece_starts.tolist(), geometry.piece_ends.tolist(), strict=True):
             first, last = max(segment.start - start, 0), min(segment.end, end) - start
             num_tokens -= max(last // size - -(-first // size), 0) * size
         return num_tokens
 
-    def _of(self, unit: Unit, known: Known) -> tuple[UnitGeometry, UnitFootprint]:
-        """How a unit is laid out, and what it takes, which become known, as do those of its context."""
-        if unit not in known:
-            geometry = lay_out_unit(
-                unit.position_ids, unit.kept, self.block_size, unit.breaks, in_blocks=self.shares_blocks
-            )
-            context = [self._of(seen, known)[0] for seen in unit.context]
-            known[unit] = geometry, footprint_of(geometry, context, self.window)
+    def _of(self, unit: Unit, known: Known) -> tuple[UnitGeometry, UnitFootprint, ContextTokens]:
+        """How a unit is laid out, what it takes, and the tokens of its context and its own; all of which become
+        known, as do those of its context."""
+        stems = [unit]
+        while stems[-1] not in known and (stem := stems[-1].stem) is not None:
+            stems.append(stem)
+        for one in reversed(stems):
+            if one not in known:
+                known[one] = self._lay_out(one, known)
         return known[unit]
+
+    def _lay_out(self, unit: Unit, known: Known) -> tuple[UnitGeometry, UnitFootprint, ContextTokens]:
+        geometry = lay_out_unit(
+            unit.position_ids, unit.kept, self.block_size, unit.breaks, in_blocks=self.shares_blocks
+        )
+        context = NO_CONTEXT if unit.stem is None else known[unit.stem][2]
+        context = context.and_those_of(
+            self._of(seen, known)[0] for seen in unit.seen if seen is not unit.stem
+        )
+        return geometry, footprint_of(geometry, context, self.window), context.and_those_of([geometry])

@@ -257,8 +257,7 @@ class SchemaRegistry:
         """Tell engines that have just started what was registered before."""
         for entry in self.entries.values():
             await self._define(entry)
-            if entry.pinned:
-                await self.connection.call("pin", {"units": list(entry.pinned)})
+            await self._call("pin", list(entry.pinned))
 
     def publish(self, entries: Iterable[SchemaEntry]) -> None:
         """Tell other front ends of schemas as they are now."""
@@ -342,22 +341,18 @@ class SchemaRegistry:
                 entry.pinned.add(member.unit.placement)
 
     async def _forget(self, entry: SchemaEntry) -> None:
-        once = list({placement.digest: placement for placement in entry.placements}.values())
-        for units in _slices(once, TOLD_AT_ONCE):
-            await self.connection.call("forget", {"units": units})
+        await self._call("forget", list({place.digest: place for place in entry.placements}.values()))
         await self.forget_members(entry.members)
 
     async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
         """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
         replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
         freed = self._not_held({placement for old in replaced for placement in old.pinned}, besides=replaced)
-        if freed:
-            await self.connection.call("unpin", {"units": freed})
+        await self._call("unpin", freed)
         try:
             await self.hold([placement for entry in entries for placement in entry.placements])
         except RefusedError:
-            if freed:
-                await self.connection.call("pin", {"units": freed})
+            await self._call("pin", freed)
             for entry in new:
                 await self._forget(entry)
             raise
@@ -366,13 +361,17 @@ class SchemaRegistry:
 
     async def hold(self, placements: list[Placement]) -> None:
         """Pin units in the engine: all or none. Raises RefusedError (507)."""
-        answer = await self.connection.call("pin", {"units": placements})
-        if not answer["pinned"]:
-            if "engines" in answer:  # some of which may have pinned them
-                await self.release(placements)
+        num_told = 0
+        for units in _slices(placements, TOLD_AT_ONCE):
+            answer = await self.connection.call("pin", {"units": units})
+            num_told += len(units)
+            if answer["pinned"]:
+                continue
+            # Of several engines, some may have pinned the last of them.
+            await self.release(placements[: num_told if "engines" in answer else num_told - len(units)])
             what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
-            held, limit = answer["blocks_pinned"], answer["blocks_pin_limit"]
-            raise RefusedError(f"{what}: {held} of {limit} blocks are pinned", INSUFFICIENT_STORAGE)
+            pinned = f"{answer['blocks_pinned']} of {answer['blocks_pin_limit']} blocks are pinned"
+            raise RefusedError(f"{what}: {pinned}", INSUFFICIENT_STORAGE)
 
     async def _withdraw(self, entry: SchemaEntry) -> None:
         entry.is_defined = False
@@ -382,9 +381,12 @@ class SchemaRegistry:
 
     async def release(self, placements: Iterable[Placement]) -> None:
         """Unpin units, but for those that another schema has pinned."""
-        free = self._not_held(placements)
-        if free:
-            await self.connection.call("unpin", {"units": free})
+        await self._call("unpin", self._not_held(placements))
+
+    async def _call(self, operation: str, placements: Sequence[Placement]) -> None:
+        """A call over units, in parts between which the engine makes its steps."""
+        for units in _slices(placements, TOLD_AT_ONCE):
+            await self.connection.call(operation, {"units": units})
 
     def _not_held(
         self, placements: Iterable[Placement], besides: Collection[SchemaEntry] = ()

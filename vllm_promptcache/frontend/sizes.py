@@ -14,7 +14,7 @@ _UNIT = 2400
 _MODULE = 2200
 _PARAMETER = 1300
 _PIECE = 500
-_CONTEXT = 32
+_CONTEXT = 8
 
 
 def layout_bytes(layout: SchemaLayout) -> int:

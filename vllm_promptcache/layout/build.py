@@ -80,7 +80,7 @@ def build_layout(
         max_model_len=max_model_len,
         modules=modules,
         units=units,
-        unit_places=_unit_places(units),
+        unit_places={unit: place for place, unit in enumerate(units)},
         scaffolds=tuple(scaffolds),
         trailing=tuple(root.trailing),
         tools=tools,
@@ -96,8 +96,10 @@ class _Builder:
     def __init__(self, schema: SchemaNode, limits: Limits, issues: IssueList) -> None:
         self._schema = schema
         self._issues = issues
-        self._max_contexts = limits.max_contexts
-        self._num_contexts = 0
+        self._limits = limits
+        self._num_contexts = self._num_seen = 0
+        # Stems that one unit is computed together with: others have the same context once more.
+        self._joined: set[Unit | None] = set()
         self._sees_context = schema.encode != "isolated"
         self._sees_siblings = schema.encode == "sequence"
         self.units: dict[int, Unit] = {}
@@ -141,13 +143,17 @@ class _Builder:
         return module
 
     def _count_contexts(self, unit: Unit) -> None:
-        self._num_contexts += len(unit.context)
-        if self._num_contexts > self._max_contexts:
-            what = (
-                f"its modules see others more than {self._max_contexts} times: make them fewer, or not"
-                ' encode="sequence"'
-            )
-            raise PMLError([self._schema.place.issue(what)])
+        self._num_seen += len(unit.context)
+        joins = unit.joins and unit.stem not in self._joined
+        self._joined.add(unit.stem)
+        self._num_contexts += 1 if joins else len(unit.context)
+        for number, limit in (
+            (self._num_contexts, self._limits.max_contexts),
+            (self._num_seen, self._limits.max_seen),
+        ):
+            if number > limit:
+                what = f"its modules see others more than {limit} times: make them fewer, or not"
+                raise PMLError([self._schema.place.issue(f'{what} encode="sequence"')])
 
     def _units_under(self, draft: ModuleDraft) -> Iterator[Unit]:
         """What may be seen behind a module: its unit and those inside it, of unions what stands for them."""
@@ -161,11 +167,6 @@ class _Builder:
 def _stands_for_union(draft: ModuleDraft) -> bool:
     """Whether what comes after may count on a module: it is in no union, or names itself for its union."""
     return draft.union is None or draft.union.node.scaffold == draft.node.name
-
-
-def _unit_places(units: Sequence[Unit]) -> dict[Unit, tuple[int, ...]]:
-    place = {unit: index for index, unit in enumerate(units)}
-    return {unit: tuple([place[needed] for needed in (*unit.context, unit)]) for unit in units}
 
 
 def _union(draft: UnionDraft) -> UnionLayout:

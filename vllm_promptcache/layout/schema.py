@@ -19,7 +19,7 @@ class SchemaLayout:
 
     `num_positions` is its length. `modules` lists the schema itself and all modules in document order;
     an index in it is a module's bit in masks. `units` has every unit that can be encoded, each after
-    its context; `unit_places` gives for each the places in `units` of its context and itself.
+    its context; `unit_places` gives for each its place in `units`.
     `scaffolds` stand in the order in which they are preferred. `trailing` is text behind a pool that has no
     length: it is new in every prompt. `tools` is there where the schema has a place for them. `digest` is a
     hex SHA-256 over everything that decides what a prompt becomes. `node` is what was laid out. `has_bos`
@@ -33,7 +33,7 @@ class SchemaLayout:
     max_model_len: int
     modules: tuple[ModuleLayout, ...]
     units: tuple[Unit, ...]
-    unit_places: Mapping[Unit, tuple[int, ...]]
+    unit_places: Mapping[Unit, int]
     scaffolds: tuple[ScaffoldLayout, ...]
     trailing: tuple[Trailing, ...]
     tools: ToolsLayout | None

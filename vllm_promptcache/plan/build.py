@@ -173,7 +173,12 @@ def _units(layout: SchemaLayout, segments: Iterable[Segment]) -> tuple[Unit, ...
     pools' members."""
     named = dict.fromkeys(segment.unit for segment in segments if isinstance(segment, CachedSegment))
     members = [unit for unit in named if unit not in layout.unit_places]
-    needed = {seen for unit in members for seen in unit.context}
-    needed.update(unit for unit in named if unit in layout.unit_places)
-    places = set().union(*[layout.unit_places[unit] for unit in needed])
+    pending = [seen for unit in members for seen in unit.context]
+    pending += [unit for unit in named if unit in layout.unit_places]
+    places: set[int] = set()
+    while pending:
+        unit = pending.pop()
+        if (place := layout.unit_places[unit]) not in places:
+            places.add(place)
+            pending += unit.seen
     return (*[layout.units[place] for place in sorted(places)], *members)

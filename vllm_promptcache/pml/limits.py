@@ -11,8 +11,9 @@ class Limits:
 
     Bytes (a file named by `src` too), levels of elements, elements, attributes of each, modules and
     scaffolds; placeholders in the room of parameters, which few bytes can ask many of; in each schema units
-    that other units see, counted for each that sees them: with `encode="sequence"` that is half the square
-    of its modules; and characters of modules' paths, each of which names all that a module stands in.
+    that other units see, counted for each that sees them, but only once where a unit is computed together with
+    a small one before it (`max_contexts`), and counted in any case (`max_seen`): with `encode="sequence"` that
+    is half the square of its modules; and characters of modules' paths, each of which names all that a module stands in.
     """
 
     max_document_bytes: int = 4 * 1024 * 1024
@@ -23,6 +24,7 @@ class Limits:
     max_scaffolds: int = 256
     max_placeholders: int = 1_048_576
     max_contexts: int = 32_768
+    max_seen: int = 1_048_576
     max_path_characters: int = 4_194_304
 
 

@@ -6,6 +6,7 @@ Records are all rows of a unit, edge rows those that do not fill a block of one 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,6 +14,15 @@ from vllm_promptcache.blocks.slot_layout import EdgeRows
 from vllm_promptcache.records.packing import pack, unpack
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Place(NamedTuple):
+    """Where a unit's rows are: half-open rows of tensors, one pair a kind, that it may share with others."""
+
+    pairs: list[Pair | None]
+    num_rows: int
+    start: int
+    end: int
 
 
 class RowStore:
@@ -27,6 +37,7 @@ class RowStore:
     steps, then any number of reads, then `drop`. A unit that is opened again begins anew: an encoding that
     was preempted computes all of its tokens again, so rows that it had written half are thrown away. Reading
     a row that was not written since is a mistake that is not noticed, except where nothing was written.
+    Units that are opened together are written together, through the first of them.
     """
 
     def __init__(
@@ -47,32 +58,40 @@ class RowStore:
             same = self.layers_of[numbers[kind]]
             self._places.append((numbers[kind], len(same)))
             same.append(layer)
-        self._rows: dict[Hashable, list[Pair | None]] = {}
-        self._num_rows: dict[Hashable, int] = {}
+        self._rows: dict[Hashable, _Place] = {}
 
     def open(self, unit: Hashable, num_rows: int) -> None:
         """Begin to keep a unit's rows, anew if some are there; memory is taken when the first are written."""
-        self._rows[unit] = [None] * len(self.layers_of)
-        self._num_rows[unit] = num_rows
+        self.open_together([(unit, num_rows)])
+
+    def open_together(self, units: Sequence[tuple[Hashable, int]]) -> None:
+        """As ``open``, for units with so many rows each: the first one's `write` counts rows through all."""
+        pairs: list[Pair | None] = [None] * len(self.layers_of)
+        num_rows, end = sum(number for _, number in units), 0
+        for unit, number in units:
+            start, end = end, end + number
+            self._rows[unit] = _Place(pairs, num_rows, start, end)
 
     def drop(self, units: Iterable[Hashable]) -> None:
         """Forget units' rows."""
         for unit in units:
             self._rows.pop(unit, None)
-            self._num_rows.pop(unit, None)
 
     def write(
         self, unit: Hashable, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Keep ``key[i]`` and ``value[i]`` (``(tokens, KV heads, head size)``) as row ``rows[i]``."""
         kind, index = self._places[layer]
-        pair = self._rows[unit][kind]
+        place = self._rows[unit]
+        pair = place.pairs[kind]
+        if place.start:
+            rows = rows + place.start
         if self._packed_from is not None:
             key, value = pack(key), pack(value)
         if self._device is not None:
             rows, key, value = rows.to(self._device), key.to(self._device), value.to(self._device)
         if pair is None:
-            pair = self._take_memory(unit, kind, key, value)
+            pair = self._take_memory(place, kind, key, value)
         pair[0][index, rows] = key
         pair[1][index, rows] = value
 
@@ -80,7 +99,10 @@ class RowStore:
         self, unit: Hashable, kind: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Keep a kind's rows, ``(layers of the kind, tokens, …)``, in a store that packs none."""
-        pair = self._rows[unit][kind] or self._take_memory(unit, kind, key[0], value[0])
+        place = self._rows[unit]
+        pair = place.pairs[kind] or self._take_memory(place, kind, key[0], value[0])
+        if place.start:
+            rows = rows + place.start
         pair[0][:, rows] = key
         pair[1][:, rows] = value
 
@@ -108,8 +130,8 @@ class RowStore:
         shapes = [(len(key), len(value)) for key, value in rows]
         if shapes != [(len(layers), len(layers)) for layers in self.layers_of]:
             return False
-        self._rows[unit] = list(rows)
-        self._num_rows[unit] = rows[0][0].shape[1]
+        num_rows = rows[0][0].shape[1]
+        self._rows[unit] = _Place(list(rows), num_rows, 0, num_rows)
         return True
 
     def __contains__(self, unit: Hashable) -> bool:
@@ -122,7 +144,8 @@ class RowStore:
     @property
     def num_bytes(self) -> int:
         """Memory that all rows take."""
-        return sum(t.nbytes for pairs in self._rows.values() for pair in pairs if pair for t in pair)
+        tensors = {id(place.pairs): place.pairs for place in self._rows.values()}
+        return sum(t.nbytes for pairs in tensors.values() for pair in pairs if pair for t in pair)
 
     def gather(self, ranges: Sequence[EdgeRows]) -> Iterator[Pair]:
         """Each layer's key and value rows of several ranges, one after the other: ``(rows, KV heads, head
@@ -135,10 +158,10 @@ class RowStore:
 
     def _gather_kind(self, ranges: Sequence[EdgeRows], kind: int) -> Iterator[Pair]:
         """As ``gather``, of the layers of a kind."""
-        pairs = [(self._pair(r.unit, kind), r) for r in ranges]
-        keys = [pair[0][:, r.start : r.end].unbind() for pair, r in pairs]
-        values = [pair[1][:, r.start : r.end].unbind() for pair, r in pairs]
-        if len(ranges) == 1:
+        found = self._joined(ranges, kind)
+        keys = [key[:, start:end].unbind() for (key, _), start, end in found]
+        values = [value[:, start:end].unbind() for (_, value), start, end in found]
+        if len(found) == 1:
             return zip(keys[0], values[0], strict=True)
         return zip(
             map(torch.cat, zip(*keys, strict=True)), map(torch.cat, zip(*values, strict=True)), strict=True
@@ -147,19 +170,36 @@ class RowStore:
     def gather_layer(self, ranges: Sequence[EdgeRows], layer: int) -> Pair:
         """As ``gather``, of one layer: for rows that are written in the course of a step."""
         kind, index = self._places[layer]
-        pairs = [(self._pair(r.unit, kind), r) for r in ranges]
-        keys = [pair[0][index, r.start : r.end] for pair, r in pairs]
-        values = [pair[1][index, r.start : r.end] for pair, r in pairs]
+        found = self._joined(ranges, kind)
+        keys = [key[index, start:end] for (key, _), start, end in found]
+        values = [value[index, start:end] for (_, value), start, end in found]
         return torch.cat(keys), torch.cat(values)
 
-    def _take_memory(self, unit: Hashable, kind: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
+    def _joined(self, ranges: Sequence[EdgeRows], kind: int) -> list[tuple[Pair, int, int]]:
+        """Where ranges are in the tensors of a kind; those that follow each other there are one."""
+        found: list[tuple[Pair, int, int]] = []
+        for unit, first, last, _ in ranges:
+            pairs, _, offset, _ = self._rows[unit]
+            pair = pairs[kind]
+            assert pair is not None, "a unit's rows are asked for before they are computed"
+            start, end = offset + first, offset + last
+            if found and found[-1][0] is pair and found[-1][2] == start:
+                found[-1] = (pair, found[-1][1], end)
+            else:
+                found.append((pair, start, end))
+        return found
+
+    def _take_memory(self, place: _Place, kind: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
         """Memory for a kind's rows like these, ``(tokens, …)``."""
-        shape = (len(self.layers_of[kind]), self._num_rows[unit])
+        shape = (len(self.layers_of[kind]), place.num_rows)
         pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
-        self._rows[unit][kind] = pair
+        place.pairs[kind] = pair
         return pair
 
     def _pair(self, unit: Hashable, kind: int) -> Pair:
-        pair = self._rows[unit][kind]
+        pairs, num_rows, start, end = self._rows[unit]
+        pair = pairs[kind]
         assert pair is not None, "a unit's rows are asked for before they are computed"
-        return pair
+        if end - start == num_rows:
+            return pair
+        return pair[0][:, start:end], pair[1][:, start:end]

@@ -30,20 +30,30 @@ class Link(RepairStep):
         counts = [0] * len(segments)
         # The units reused so far, with how far from home they stand; None once anything was new.
         before: dict[tuple[Unit, int], None] | None = {}
+        # The segment before, if it has seen all that is before it.
+        last: CachedSegment | None = None
         for index, segment in enumerate(segments):
             if not isinstance(segment, CachedSegment):
-                before = None
+                before = last = None
                 continue
-            if before is None or not _has_seen(segment, before):
+            has_seen = before is not None and _has_seen(segment, before, last)
+            last = segment if has_seen else None
+            if not has_seen:
                 end = token_after_kept(segment.unit.kept, self.num_tokens)
                 counts[index] = min(max(end - segment.start, 0), segment.num_tokens)
             if counts[index]:
-                before = None
+                before = last = None
             elif before is not None:
                 before[segment.unit, segment.moved] = None
         return counts
 
 
-def _has_seen(segment: CachedSegment, before: dict[tuple[Unit, int], None]) -> bool:
-    unit = segment.unit
-    return all(moved == segment.moved and (other is unit or other in unit.context) for other, moved in before)
+def _has_seen(
+    segment: CachedSegment, before: dict[tuple[Unit, int], None], last: CachedSegment | None
+) -> bool:
+    """Whether a segment has seen all units before it, of which `last` has seen those before itself."""
+    unit, moved = segment.unit, segment.moved
+    if last is not None and last.unit in (unit, unit.stem):
+        return last.moved == moved
+    seen = {unit, *unit.context}
+    return all(other in seen and by == moved for other, by in before)

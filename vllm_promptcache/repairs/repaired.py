@@ -76,5 +76,5 @@ def _still_used(units: Iterable[Unit], segments: Iterable[Segment]) -> tuple[Uni
         unit = pending.pop()
         if unit not in used:
             used.add(unit)
-            pending += unit.context
+            pending += unit.seen
     return tuple(unit for unit in units if unit in used)
