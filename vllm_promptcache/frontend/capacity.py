@@ -104,8 +104,8 @@ class Capacity:
         return num_tokens
 
     def _of(self, unit: Unit, known: Known) -> tuple[UnitGeometry, UnitFootprint, ContextTokens]:
-        """How a unit is laid out, what it takes, and the tokens of its context and its own; all of which become
-        known, as do those of its context."""
+        """How a unit is laid out, what it takes, and the tokens of its context and its own; all of which
+        become known, as do those of its context."""
         stems = [unit]
         while stems[-1] not in known and (stem := stems[-1].stem) is not None:
             stems.append(stem)

@@ -361,21 +361,19 @@ class SchemaRegistry:
 
     async def hold(self, placements: list[Placement]) -> None:
         """Pin units in the engine: all or none. Raises RefusedError (507)."""
-        num_told = 0
+        told = list[Placement]()
         for units in _slices(placements, TOLD_AT_ONCE):
             answer = await self.connection.call("pin", {"units": units})
-            num_told += len(units)
             if answer["pinned"]:
+                told += units
                 continue
-            # Of several engines, some may have pinned the last of them.
-            await self.release(placements[: num_told if "engines" in answer else num_told - len(units)])
+            await self.release(told + units if "engines" in answer else told)  # some may have pinned them
             what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
             pinned = f"{answer['blocks_pinned']} of {answer['blocks_pin_limit']} blocks are pinned"
             raise RefusedError(f"{what}: {pinned}", INSUFFICIENT_STORAGE)
 
     async def _withdraw(self, entry: SchemaEntry) -> None:
-        entry.is_defined = False
-        held, entry.pinned = entry.pinned, set()
+        entry.is_defined, held, entry.pinned = False, entry.pinned, set()
         await self.release(held)
         await self._forget(entry)
 

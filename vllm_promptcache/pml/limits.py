@@ -11,9 +11,9 @@ class Limits:
 
     Bytes (a file named by `src` too), levels of elements, elements, attributes of each, modules and
     scaffolds; placeholders in the room of parameters, which few bytes can ask many of; in each schema units
-    that other units see, counted for each that sees them, but only once where a unit is computed together with
-    a small one before it (`max_contexts`), and counted in any case (`max_seen`): with `encode="sequence"` that
-    is half the square of its modules; and characters of modules' paths, each of which names all that a module stands in.
+    that other units see, counted for each that sees them: with `encode="sequence"` that is half the square
+    of its modules (`max_seen`), of which a unit that is computed together with a small one before it counts
+    one (`max_contexts`); and characters of modules' paths, each of which names all that a module stands in.
     """
 
     max_document_bytes: int = 4 * 1024 * 1024
