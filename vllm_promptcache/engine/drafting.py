@@ -138,7 +138,9 @@ class Drafting:
                 if not capture.shift or self._is_movable
             ),
             edge_rows=self._there(step.edge_rows),
-            late_edge_rows=self._there(step.late_edge_rows, {capture.unit for capture in step.captures}),
+            late_edge_rows=self._there(
+                step.late_edge_rows, {unit for capture in step.captures for unit in capture.units}
+            ),
         )
         table, block_size = metadata.block_table_tensor, int(self._drafter.block_size)
         self._effects.enter_context(self._writer.begin(placed, table, block_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -57,6 +58,6 @@ class PlainConnecting(Base):
         ]
         tables = self.kv_cache_manager.tables
         blocks = [block for composed in scheduled for block in tables[composed.request.request_id]]
-        units = [composed.encoding.unit for composed in scheduled if composed.encoding is not None]
-        blocks += [block for unit in (*units, *self.loads.placed) for block in unit.blocks]
+        encoded = [composed.encoding.units for composed in scheduled if composed.encoding is not None]
+        blocks += [block for unit in (*chain(*encoded), *self.loads.placed) for block in unit.blocks]
         return {block.block_id for block in blocks}

@@ -139,7 +139,8 @@ class RowStore:
 
     def is_written(self, unit: Hashable) -> bool:
         """Whether every kind of layers has written rows of a unit."""
-        return None not in self._rows.get(unit, (None,))
+        place = self._rows.get(unit)
+        return place is not None and all(pair is not None for pair in place.pairs)
 
     @property
     def num_bytes(self) -> int:
