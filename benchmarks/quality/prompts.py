@@ -15,7 +15,8 @@ from vllm_promptcache.errors import IssueList, PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
-from vllm_promptcache.plan.build import build_resolved
+from vllm_promptcache.plan.build import build_chat
+from vllm_promptcache.plan.conversation import Turns
 from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.parser import parse_document
 from vllm_promptcache.repairs.repaired import repaired
@@ -26,8 +27,8 @@ INSTRUCTION = (
 )
 # What a chat template writes around a question, at most, and the answer's first tokens.
 ROOM_AROUND_QUESTION = 64
-# Where the passages stand: inside the system message, inside a user message of their own, or between the
-# system message and the question's, outside any message.
+# Where the passages stand: inside the system message, inside the schema's user message, or in no message: then
+# in the question's, whose words are new text.
 PLACES = {
     "system": "<system>{instruction}{passages}</system>",
     "user": "<system>{instruction}</system><user>{passages}</user>",
@@ -131,10 +132,7 @@ class PromptMaker:
         prompt = parse_document(prompt_pml(question)).prompt
         assert prompt is not None
         resolution = resolve_prompt(layout, prompt, IssueList())
-        text = self.encoder.template.continuation(
-            (), add_generation_prompt=True, previous_roles=resolution.roles
-        )
-        return build_resolved(layout, resolution, [(self.encoder.encode(text), "messages")])
+        return build_chat(layout, resolution, Turns())
 
     def answer_token_ids(self, question: Question) -> list[int]:
         """The gold answer as the model would write it at the start of its message."""

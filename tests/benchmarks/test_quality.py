@@ -161,7 +161,8 @@ class TestPrompts:
         assert text.endswith("What is <it> & why?<|im_end|>\n<|im_start|>assistant\n")
         assert prompts["full"].num_recomputed == prompts["full"].num_in_modules
         assert prompts["isolated"].num_recomputed == 0
-        assert prompts["context+link:3"].num_recomputed == 3  # the first passage has seen all before it
+        # The first passage has seen all before it, but for the words of the turn that it is in there.
+        assert prompts["context+link:3"].num_recomputed == (6 if place == "between" else 3)
         assert len(prompts["scaffold"].plan.units) == 2
         assert len(prompts["full"].extra_args()["prompt_cache"]["items"]) == 3
 

@@ -60,7 +60,8 @@ def explain_all(folder: Path, model: Path) -> list[dict[str, Any]]:
     from vllm_promptcache.errors import IssueList
     from vllm_promptcache.layout.build import build_layout
     from vllm_promptcache.layout.encoder import TextEncoder
-    from vllm_promptcache.plan.build import build_resolved
+    from vllm_promptcache.plan.build import build_chat
+    from vllm_promptcache.plan.conversation import Turns
     from vllm_promptcache.plan.resolve import resolve_prompt
     from vllm_promptcache.pml.parser import parse_document
 
@@ -73,10 +74,7 @@ def explain_all(folder: Path, model: Path) -> list[dict[str, Any]]:
         prompt = parse_document(body["pml"]).prompt
         assert prompt is not None
         resolution = resolve_prompt(layout, prompt, IssueList())
-        text = encoder.template.continuation(
-            body["messages"], add_generation_prompt=True, previous_roles=resolution.roles
-        )
-        plans.append(plan_to_json(build_resolved(layout, resolution, [(encoder.encode(text), "messages")])))
+        plans.append(plan_to_json(build_chat(layout, resolution, Turns(body["messages"]))))
     return plans
 
 

@@ -12,12 +12,11 @@ import pytest
 
 from tests.byte_tokenizer import CHATML, INST, byte_tokenizer, plan_lines, plan_text
 from vllm_promptcache.contract.plan import CachedSegment, NewSegment, Plan
-from vllm_promptcache.errors import IssueList, PMLError
+from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.layout.encoder import Tokenizer
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
-from vllm_promptcache.plan.resolve import resolve_prompt
 from vllm_promptcache.pml.nodes import PromptNode
 from vllm_promptcache.pml.parser import parse_document
 
@@ -368,13 +367,6 @@ def test_messages_go_on_where_the_included_roles_end(prompt: str, first: str) ->
     schema = '<module name="m">m</module><module name="n"><system>S</system></module>'
     plan = plan_of(schema, prompt + "<user>U</user>", tokenizer)
     assert plan_text(plan, tokenizer).endswith(first + "U [/INST]")
-
-
-def test_roles_of_a_prompt() -> None:
-    layout = layout_of('<user>q</user><module name="m"><assistant>a</assistant></module>', CHAT)
-    assert resolve_prompt(layout, prompt_of("x"), IssueList()).roles == ("user",)
-    resolution = resolve_prompt(layout, prompt_of("<m/><user>x</user>"), IssueList())
-    assert resolution.roles == ("user", "assistant", "user")
 
 
 def test_an_empty_message_is_its_words() -> None:

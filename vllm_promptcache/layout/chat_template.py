@@ -19,12 +19,9 @@ from vllm_promptcache.layout.template_renderer import (
     TemplateRenderer,
     common_start,
     mark,
-    marked_messages,
 )
 
 _USUAL_PREVIOUS = {"user": "assistant", "assistant": "user"}
-# Beginnings of conversations that are remembered: clients choose the roles, and templates may write the date.
-_MAX_HEADS = 256
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,6 @@ class ChatTemplate:
         self._renderer = TemplateRenderer(tokenizer, chat_template)
         self._words: dict[tuple[str, str | None], RoleWords] = {}
         self._afters: dict[str, str] = {}
-        self._heads: set[tuple[str, ...]] = set()
 
     @cached_property
     def writes_bos(self) -> bool:
@@ -131,33 +127,6 @@ class ChatTemplate:
                 return texts != self._renderer.around_contents(roles)
         return False
 
-    def continuation(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool = True,
-        tools: Sequence[Any] | None = None,
-        previous_roles: Sequence[str] = (),
-        **template_kwargs: Any,
-    ) -> str:
-        """What follows a prompt's PML: `messages` as further turns, then the generation prompt.
-
-        `previous_roles` are the roles the PML part holds, in order. There is no second default system
-        message and no BOS in front. Tools that the template writes into the system message, which the
-        PML part may hold already, come in a system message of their own.
-
-        Raises ChatTemplateError where the template refuses the conversation, with its own words.
-        """
-        self._renderer.require_template()
-        options = dict(template_kwargs, add_generation_prompt=add_generation_prompt)
-        head, tail = self._continue(previous_roles, messages, options)
-        if not tools:
-            return self._without_after(tail, previous_roles)
-        options["tools"] = list(tools)
-        head_with_tools, tail_with_tools = self._continue(previous_roles, messages, options)
-        if head_with_tools == head and tail_with_tools.startswith(self._after_last(previous_roles)):
-            return self._without_after(tail_with_tools, previous_roles)
-        return self._with_tools(messages, options)
-
     # Words
 
     def _after(self, role: str) -> str:
@@ -206,81 +175,3 @@ class ChatTemplate:
             return None
         after = self._after(previous)
         return between[len(after) :].removeprefix(self._renderer.bos) if between.startswith(after) else None
-
-    # Continuing
-
-    def _continue(
-        self, previous_roles: Sequence[str], messages: Sequence[Message], options: Mapping[str, Any]
-    ) -> tuple[str, str]:
-        """A conversation's text before and after the content of the PML part's last message."""
-        if not previous_roles and messages and messages[0].get("role") == "system":
-            return "", self._renderer.render(messages, options)
-        refused: ChatTemplateError | None = None
-        for roles in _beginnings(previous_roles):
-            try:
-                rendered = self._renderer.render([*marked_messages(roles), *messages], options)
-            except ChatTemplateError as error:
-                refused = refused or error
-                continue
-            head, found, tail = rendered.partition(mark(len(roles) - 1))
-            if found and self._is_head(head, roles, options):
-                return head, tail
-        raise refused or ChatTemplateError(
-            "the model's chat template writes later messages before the prompt's own roles"
-        )
-
-    def _is_head(self, head: str, roles: Sequence[str], options: Mapping[str, Any]) -> bool:
-        """Whether `head` holds no more than these roles: some templates move the system message down."""
-        # Without variables of its own, a conversation begins in one of a few ways: found right once.
-        is_usual = options.keys() == {"add_generation_prompt"}
-        if is_usual and (head, *roles) in self._heads:
-            return True
-        for end in (["user"], ["assistant"], []):
-            texts = self._renderer.around_contents([*roles, *end], options)
-            if texts is not None:
-                alone = [text for i in range(len(roles)) for text in (texts[i], mark(i))]
-                if head != "".join(alone[:-1]):
-                    return False
-                if is_usual:
-                    self._remember_head(head, roles)
-                return True
-        return True
-
-    def _remember_head(self, head: str, roles: Sequence[str]) -> None:
-        if len(self._heads) >= _MAX_HEADS:
-            self._heads.clear()
-        self._heads.add((head, *roles))
-
-    def _after_last(self, previous_roles: Sequence[str]) -> str:
-        return self._after(previous_roles[-1]) if previous_roles else ""
-
-    def _without_after(self, tail: str, previous_roles: Sequence[str]) -> str:
-        if previous_roles:
-            return tail.removeprefix(self._after(previous_roles[-1]))
-        # The PML part holds no role: the cut is after an assistant's message, or there was none.
-        return tail.removeprefix(self._after("assistant")).removeprefix(self._renderer.bos)
-
-    def _with_tools(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
-        """Messages after a system message that holds nothing but the tools."""
-        start = marked_messages(["system"])
-        rendered = self._renderer.render([*start, *messages], options)
-        without = self._renderer.render([*start, *messages], {**options, "tools": None})
-        if rendered == without:
-            raise ChatTemplateError(
-                "the model's chat template writes tools into a message that the prompt's PML holds already"
-            )
-        head, _, tail = rendered.partition(mark(0))
-        after = self._after("system")
-        if head == without.partition(mark(0))[0] and tail.startswith(after):
-            # They stand in the first of the messages instead.
-            return tail[len(after) :]
-        return head.removeprefix(self._renderer.bos) + tail
-
-
-def _beginnings(previous_roles: Sequence[str]) -> list[list[str]]:
-    """Conversations that can stand for the PML part, the likeliest first."""
-    if not previous_roles:
-        return [["user", "assistant"]]
-    shortest = {"assistant": ["user", "assistant"]}
-    last = previous_roles[-1]
-    return [list(previous_roles), shortest.get(last, [last])]

@@ -99,12 +99,6 @@ class Resolution:
             last[id(included.parent)] = included.module
         return ()
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """All chat roles of the prompt's PML, the schema's first, in order."""
-        messages = (text.node for text in self.rest if isinstance(text.node, MessageNode))
-        return (*(span.role for span in self.messages), *(message.role for message in messages))
-
 
 def resolve_prompt(
     layout: SchemaLayout, prompt: PromptNode, issues: IssueList, members: Members | None = None
