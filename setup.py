@@ -13,6 +13,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "vllm_promptcache/__init_
 INSTALL_REQUIRES = [
     "lxml>=5",  # PML documents: a parser with line numbers that never fetches entities
     "numpy",  # token, position and slot arithmetic
+    "rapidfuzz>=3",  # the nearest of many names, for mistakes: soon enough for hostile documents
 ]
 
 EXTRAS_REQUIRE = {

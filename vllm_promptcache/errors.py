@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from heapq import nsmallest
 from itertools import islice
 from typing import Any
+
+from rapidfuzz.fuzz import ratio
+from rapidfuzz.process import extractOne
 
 BAD_DOCUMENT = 400
 UNKNOWN_SCHEMA = 404
@@ -15,12 +16,12 @@ TOO_LARGE = 413
 
 # A hostile document can hold a million mistakes; nobody reads more than these.
 MAX_ISSUES = 100
-# Longer names are not worth a search for the nearest known one, which is quadratic in their length: it is
-# made among a few of those that begin or end alike. A document has up to `MAX_ISSUES` unknown names.
+# Names that are longer have no nearest one, and not all of very many are compared: a document has up to
+# `MAX_ISSUES` unknown names, each a comparison with all known ones.
 _MAX_QUOTED_CHARACTERS = 64
-_MAX_NAMES_SEEN = 1000
-_MAX_NAMES_COMPARED = 4
-_MAX_LENGTH_DIFFERENCE = 8
+_MAX_NAMES_COMPARED = 16_384
+# Of 100: the characters that both have in order, twice, to all that they have.
+_ALIKE = 60
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,14 @@ def quote(name: str) -> str:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not known, with the nearest known one if one is near."""
     message = f"unknown {kind} {quote(name)}"
-    near = get_close_matches(name, _alike(name, known), n=1)
-    return f"{message}; did you mean {quote(near[0])}?" if near else message
+    near = nearest(name, known)
+    return f"{message}; did you mean {quote(near)}?" if near is not None else message
 
 
-def _alike(name: str, known: Iterable[str]) -> list[str]:
-    """A few known names that may be meant, for little work a name."""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a name, whatever their case, if one is alike; the first of equals."""
     if len(name) > _MAX_QUOTED_CHARACTERS:
-        return []
-    first, last = name[:2], name[-2:]
-    alike = [
-        (abs(len(other) - len(name)) - 2 * other.startswith(first) - 2 * other.endswith(last), other)
-        for other in islice(known, _MAX_NAMES_SEEN)
-        if other[:1] == first[:1] or other[-1:] == last[-1:]
-    ]
-    nearest = nsmallest(_MAX_NAMES_COMPARED, alike)
-    return [other for _, other in nearest if abs(len(other) - len(name)) <= _MAX_LENGTH_DIFFERENCE]
+        return None
+    names = list(islice(known, _MAX_NAMES_COMPARED))
+    found = extractOne(name, names, scorer=ratio, processor=str.casefold, score_cutoff=_ALIKE)
+    return None if found is None else names[found[2]]

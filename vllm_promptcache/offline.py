@@ -33,6 +33,7 @@ from vllm_promptcache.frontend.reports import RESPONSE_FIELD, take_report
 from vllm_promptcache.frontend.service import open_service
 from vllm_promptcache.frontend.tokenizer import open_encoder
 from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.plan.conversation import Turns
 from vllm_promptcache.pml.nodes import SchemaNode
 
 T = TypeVar("T")
@@ -240,6 +241,11 @@ class LLM(vllm.LLM):
             return self._compose_text(pml, prompt, options, tenant=False)
         return self._compose_chat(pml, messages, options, tenant=False, tools=tools)
 
+    def read_turns(self, messages: Sequence[dict[str, Any]], **template_options: Any) -> Turns:
+        """The turns of a chat that `chat_pml` plans together with a prompt."""
+        chat_params = ChatParams(self.chat_template, chat_template_kwargs=template_options)
+        return read_turns(list(messages), self.renderer, chat_params)[1]
+
     def build_layout(self, schema: SchemaNode) -> SchemaLayout:
         """A schema's layout for this model, without registering it. Raises PMLError."""
         return self._prompt_cache.registry.builder.build([schema])[0]
@@ -275,8 +281,7 @@ class LLM(vllm.LLM):
         **template_options: Any,
     ) -> ComposedPrompt:
         given = {name: value for name, value in template_options.items() if value is not None}
-        chat_params = ChatParams(self.chat_template, chat_template_kwargs=given)
-        _, turns = read_turns(list(messages), self.renderer, chat_params)
+        turns = self.read_turns(messages, **given)
         return run_sync(self._prompt_cache.composer.compose_chat(pml, options, turns, tenant=tenant))
 
     def _run_composed(

@@ -27,8 +27,8 @@ INSTRUCTION = (
 )
 # What a chat template writes around a question, at most, and the answer's first tokens.
 ROOM_AROUND_QUESTION = 64
-# Where the passages stand: inside the system message, inside the schema's user message, or in no message: then
-# in the question's, whose words are new text.
+# Where the passages stand: inside the system message, inside the schema's user message, or in no message:
+# then in the question's, whose words are new text.
 PLACES = {
     "system": "<system>{instruction}{passages}</system>",
     "user": "<system>{instruction}</system><user>{passages}</user>",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from tests.byte_tokenizer import byte_tokenizer, plan_lines
+from tests.byte_tokenizer import byte_tokenizer, plan_lines, plan_text
+from tests.chat_templates import rendered, tokenizer_with
 from vllm_promptcache.advise.advice import Advice, ModuleEffect, RemedyEffect
-from vllm_promptcache.advise.case import Case
+from vllm_promptcache.advise.case import Case, plan_over
 from vllm_promptcache.advise.changes import checked, encoded, with_scaffold, without_cache
 from vllm_promptcache.advise.remedies import SchemaChanges, repairs_for
 from vllm_promptcache.advise.report import write_report
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.build import build_layout
+from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.build import build_plan
+from vllm_promptcache.plan.conversation import Turns
 from vllm_promptcache.pml.nodes import SchemaNode
 from vllm_promptcache.pml.parser import parse_document
 
@@ -37,7 +42,11 @@ def build(schema: SchemaNode) -> SchemaLayout:
 
 def cases_over(layout: SchemaLayout, prompts: Sequence[str] = PROMPTS) -> list[Case]:
     nodes = [parse_document(f'<prompt schema="s">{text}</prompt>').prompt for text in prompts]
-    return [Case(one, build_plan(layout, one, TAIL)) for one in nodes if one is not None]
+    return [
+        Case(build_plan(layout, one, TAIL), partial(build_plan, prompt=one, continuation=TAIL))
+        for one in nodes
+        if one is not None
+    ]
 
 
 def changes(schema: SchemaNode, cases: Sequence[Case], causes: dict[str, float]) -> SchemaChanges:
@@ -153,3 +162,19 @@ def test_the_cheapest_remedy_that_halves_the_divergence_is_suggested() -> None:
     assert nothing.suggestion is small.suggestion is None
     assert "Nothing that was tried" in write_report(nothing)
     assert "Nothing needs to be done" in write_report(small)
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "llama3.1", "mistral"])
+def test_a_chat_over_another_layout_keeps_the_words_of_the_template(name: str) -> None:
+    encoder = TextEncoder(tokenizer_with(name))
+    parsed = node(
+        '<schema name="s">Be brief. <module name="a">A</module><module name="b">Snow.</module></schema>'
+    )
+    prompt = parse_document("<prompt schema='s'><b/></prompt>").prompt
+    assert prompt is not None
+    turns = Turns([{"role": "user", "content": "Which?"}])
+    system = {"role": "system", "content": "Be brief. Snow."}
+    for encode in ("context", "sequence", "isolated"):
+        layout = build_layout(replace(parsed, encode=encode), encoder, 4096)
+        text = plan_text(plan_over(layout, prompt, turns), tokenizer_with(name))
+        assert text == rendered(name, [system, *turns.messages])

@@ -58,6 +58,25 @@ def test_check_names_a_place_for_tools(
     ]
 
 
+def test_schemas_in_json_are_checked_and_explained(
+    folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = {"name": "files", "modules": [{"name": "a.pdf", "text": "\f1 Report\r\nEleven boats."}]}
+    Path("files.json").write_text(json.dumps(form))
+    Path("asked.pml").write_text('<prompt schema="files"><a.pdf/> How many?</prompt>')
+    assert run("check", folder) == 0
+    assert "files.json: schema files, 1 module\n" in capsys.readouterr().out
+    given = ("--schema", "files.json", "--prompt", "asked.pml", "--json")
+    assert run("explain", "--model", embedded_model, *given) == 0
+    assert json.loads(capsys.readouterr().out)["units"][0]["id"] == "files/a.pdf"
+    Path("files.json").write_text('{"name": "files",\n  "modules": [{"nam": "a"}]}')
+    Path("broken.json").write_text('{"name":\n "é" x}')
+    assert run("check", "files.json", "broken.json") == 1
+    said = capsys.readouterr().err
+    assert "files.json:1:1: /: modules.0.name: Field required" in said
+    assert "broken.json:2:6: /: not JSON: Expecting ',' delimiter" in said
+
+
 def test_check_reports_every_mistake_of_every_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "ask.xml").write_text(PROMPT.replace("alps", "apls").replace("days", "day"))
     (folder / "broken.pml").write_text("<schema name='s'>")

@@ -1,7 +1,5 @@
 """Chat templates: the words of roles, and what continues a prompt."""
 
-
-
 from __future__ import annotations
 
 from typing import Any

@@ -435,7 +435,9 @@ ERRORS = {
     "<u><a/></u><b/>": ["31: prompt/b: 'b' and 'a' are members of one union: choose one"],
     "<u><a/><b/></u>": ["27: prompt/u/b: 'b' and 'a' are members of one union: choose one"],
     "<u><c/></u>": ["23: prompt/u/c: unknown member 'c'"],
-    "<u><m/></u>": ["23: prompt/u/m: unknown member 'm'"],
+    "<u><m/></u>": [
+        "23: prompt/u/m: unknown module 'm'; it is directly in the schema: put it directly in the prompt"
+    ],
     "<u>text</u>": ["23: prompt/u: text cannot stand in the element of union 'u'"],
     '<u x="1"><a/></u>': ["23: prompt/u/@x: a union has no parameters, so 'x' means nothing here"],
     '<m r="k"/>12345<a/>': ["30: prompt: the text has 5 tokens; 0 fit before the text of 's/a'"],

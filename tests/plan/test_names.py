@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.byte_tokenizer import byte_tokenizer, plan_text
-from vllm_promptcache.errors import PMLError
+from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.layout.build import build_layout
 from vllm_promptcache.plan.build import build_plan
 from vllm_promptcache.pml.attributes import MAX_NAME_CHARACTERS
@@ -158,3 +158,53 @@ def test_paths_are_bounded_together() -> None:
     parse_document(nested(8), limits=limits)
     with pytest.raises(PMLError, match="the modules' paths have more than 1000 characters: shorten names"):
         parse_document(nested(9), limits=limits)
+
+
+MANY = (
+    '<schema name="s"><module name="rules"><module name="office">O</module><module name="home">H</module>'
+    '<parameter name="when" length="3"/></module><module name="rooms">R<parameter name="size" length="3"/>'
+    '</module><union name="by"><module name="plane">P</module><module name="train">T</module></union>'
+    '<pool name="passages" length="9"><module name="opening">O</module></pool></schema>'
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hint"),
+    [
+        ("<ruels/>", "unknown module 'ruels'; did you mean 'rules'?"),
+        ("<RULES/>", "unknown module 'RULES'; did you mean 'rules'?"),
+        ("<ules/>", "unknown module 'ules'; did you mean 'rules'?"),
+        ("<roms/>", "unknown module 'roms'; did you mean 'rooms'?"),
+        (
+            "<offcie/>",
+            "unknown module 'offcie'; did you mean 'office'? It is in 'rules': put it there, or write",
+        ),
+        ("<rooms><rules/></rooms>", "unknown module 'rules'; it is directly in the schema"),
+        ("<rooms><hom/></rooms>", "unknown module 'hom'; did you mean 'home'? It is in 'rules'"),
+        ("<openin/>", "unknown module 'openin'; did you mean 'opening'? It is in 'passages'"),
+        ("<passages><openin/></passages>", "unknown module 'openin'; did you mean 'opening'?"),
+        ("<passages><home/></passages>", "unknown module 'home'; it is in 'rules': put it there"),
+        ("<pasages/>", "unknown module 'pasages'; did you mean 'passages'?"),
+        ("<bye/>", "unknown module 'bye'; did you mean 'by'?"),
+        ("<by><plain/></by>", "unknown member 'plain'; did you mean 'plane'?"),
+        ("<by><rules/></by>", "unknown module 'rules'; it is directly in the schema"),
+        ("<rules whn='x'/>", "unknown parameter 'whn'; did you mean 'when'?"),
+        ("<rules/><rooms when='x'/>", "unknown parameter 'when'; it is one of 'rules'"),
+        ("<xyz/>", "unknown module 'xyz'"),
+    ],
+)
+def test_the_nearest_name_is_said_wherever_it_stands(prompt: str, hint: str) -> None:
+    layout = build_layout(parse_document(MANY).schemas[0], byte_tokenizer(), 4096)
+    document = parse_document(f"<prompt schema='s'>{prompt}</prompt>")
+    assert document.prompt is not None
+    with pytest.raises(PMLError) as caught:
+        build_plan(layout, document.prompt)
+    assert hint in str(caught.value)
+
+
+def test_the_nearest_of_many_names_is_the_nearest() -> None:
+    """Also where others begin or end alike, or come first."""
+    names = [f"report-{year}-{kind}" for year in range(1900, 2030) for kind in ("summary", "figures")]
+    for name in ("report-1999-sumary", "eport-1999-summary", "report1999-summary", "REPORT-1999-SUMMARY"):
+        assert unknown("module", name, names).endswith("did you mean 'report-1999-summary'?")
+    assert unknown("schema", "travle", ["gravel", "travel"]).endswith("did you mean 'travel'?")

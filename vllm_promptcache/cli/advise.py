@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.advise.advisor import Advisor
-from vllm_promptcache.advise.case import Case
+from vllm_promptcache.advise.case import Case, plan_over
 from vllm_promptcache.advise.questions import Question, read_questions
 from vllm_promptcache.advise.report import write_report
 from vllm_promptcache.cli.failure import Failure
@@ -102,7 +103,9 @@ def _advise(llm: LLM, schemas: dict[str, SchemaNode], questions: Sequence[Questi
         layout = composed.entry.layout
         schema = question.schemas.get(layout.name) or schemas[layout.name]
         found = cases.setdefault(layout.digest, (schema, layout, []))
-        found[2].append(Case(question.node, composed.plan))
+        turns = None if question.messages is None else llm.read_turns(question.messages)
+        over = partial(plan_over, node=question.node, turns=turns, text=question.prompt)
+        found[2].append(Case(composed.plan, over))
     return [advisor.advise(*one) for one in cases.values()]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
-from vllm_promptcache.errors import IssueList, quote, unknown
+from vllm_promptcache.errors import IssueList, nearest, quote, unknown
 from vllm_promptcache.layout.parts import MessageSpan, ModuleLayout, PoolLayout, UnionLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.names import next_step
@@ -233,28 +233,44 @@ class _Resolver:
         return included
 
     def _unknown(self, module: ModuleLayout, name: str) -> str:
-        path = self._elsewhere.get(name)
-        if path is None:
-            return unknown("module", name, [*module.children, *module.unions])
-        if path == name:
-            return (
-                f"unknown module {quote(name)}; it is directly in the schema: put it directly in the prompt"
-            )
+        """What is wrong with a name that is not known here: where it stands, or what is most like it."""
+        here = [*module.children, *module.unions]
+        near = nearest(name, [*here, *self._elsewhere])
+        if near is None or (near in here and name not in self._elsewhere):
+            return unknown("module", name, here)
+        near = name if name in self._elsewhere else near
+        path = self._elsewhere[near]
+        meant = f"unknown module {quote(name)}; " + (
+            "it" if near == name else f"did you mean {quote(near)}? It"
+        )
+        if path == near:
+            return f"{meant} is directly in the schema: put it directly in the prompt"
         return (
-            f"unknown module {quote(name)}; it is in {quote(path.rpartition('/')[0])}: put it there, or write"
+            f"{meant} is in {quote(path.removesuffix(f'/{near}'))}: put it there, or write"
             f' <use module="{path}"/> directly in the prompt'
         )
 
     @cached_property
     def _elsewhere(self) -> Mapping[str, str]:
-        """The paths of all modules by their names; of those of one name, the first one's."""
+        """The paths of all modules, and of pools' members, by their names; of those of one name, the first
+        one's."""
         paths = {name: name for name in self._root.children}
         waiting = [(child, child.name) for child in self._root.children.values()]
         for module, path in waiting:
-            for child in module.children.values():
-                paths.setdefault(child.name, f"{path}/{child.name}")
-                waiting.append((child, f"{path}/{child.name}"))
+            inside = [*module.children]
+            if module.pool is not None:
+                inside += [*module.pool.members, *self._pool_members.get(module.pool.path, _NO_MEMBERS)]
+            for name in inside:
+                paths.setdefault(name, f"{path}/{name}")
+            waiting += [(child, f"{path}/{child.name}") for child in module.children.values()]
         return paths
+
+    def _unknown_parameter(self, module: ModuleLayout, name: str) -> str:
+        """What is wrong with an argument: whose it may be."""
+        for other in (one.module for one in self._included):
+            if name in other.parameters:
+                return f"unknown parameter {quote(name)}; it is one of {quote(other.name)}"
+        return unknown("parameter", name, module.parameters)
 
     def _union(self, parent: Included, node: IncludeNode, union: UnionLayout) -> Included | None:
         for name in node.arguments:
@@ -272,7 +288,11 @@ class _Resolver:
                 continue
             module = union.members.get(child.name)
             if module is None:
-                self._issues.add(child.place.issue(unknown("member", child.name, union.members)))
+                near = nearest(child.name, union.members) or child.name not in self._elsewhere
+                what = unknown("member", child.name, union.members)
+                self._issues.add(
+                    child.place.issue(what if near else self._unknown(parent.module, child.name))
+                )
                 self._complete = False
             else:
                 # At most one of a union's members is ever included.
@@ -321,7 +341,11 @@ class _Resolver:
         found = named.get(node.name) or registered.get(node.name)
         if found is None:
             names = [*pool.members, *registered]
-            self._issues.add(node.place.issue(unknown("module", node.name, names)))
+            is_near = node.name not in self._elsewhere or nearest(node.name, names) is not None
+            what = (
+                unknown("module", node.name, names) if is_near else self._unknown(included.module, node.name)
+            )
+            self._issues.add(node.place.issue(what))
             self._complete = False
         elif isinstance(found, ModuleNode):
             included.items.append(found)
@@ -362,8 +386,7 @@ class _Resolver:
     def _check_arguments(self, node: IncludeNode, module: ModuleLayout) -> None:
         for name in node.arguments:
             if name not in module.parameters:
-                what = unknown("parameter", name, module.parameters)
-                self._issues.add(node.place.at(name).issue(what))
+                self._issues.add(node.place.at(name).issue(self._unknown_parameter(module, name)))
         for parameter in module.parameters.values():
             if parameter.required and is_white(node.arguments.get(parameter.name, "")):
                 what = f"parameter {quote(parameter.name)} of module {quote(module.name)} is required"

@@ -11,11 +11,12 @@ from vllm_promptcache.pml.limits import Limits
 from vllm_promptcache.pml.reader import Characters
 from vllm_promptcache.pml.source import Place, Source
 
-SCHEMA_SUFFIXES = (".pml", ".xml")
+JSON_SUFFIX = ".json"
+SCHEMA_SUFFIXES = (".pml", ".xml", JSON_SUFFIX)
 
 
 def find_schema_files(path: Path) -> list[Path]:
-    """The file itself, or the `*.pml` and `*.xml` files in a folder and its folders, sorted by path.
+    """The file itself, or the `*.pml`, `*.xml`, `*.json` files in a folder and its folders, sorted by path.
 
     Folders whose names begin with a dot are left out, and links to folders are not followed.
     """

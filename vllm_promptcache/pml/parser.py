@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from vllm_promptcache.errors import TOO_LARGE, IssueList, PMLError, quote, unknown
 from vllm_promptcache.pml.attributes import Attributes
-from vllm_promptcache.pml.files import read_source
+from vllm_promptcache.pml.files import JSON_SUFFIX, read_source
+from vllm_promptcache.pml.json_form import read_schema_form
 from vllm_promptcache.pml.limits import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.names import check_names
 from vllm_promptcache.pml.nodes import Document, PromptNode, SchemaNode
@@ -27,12 +30,26 @@ def parse_document(text: str | bytes, where: str = "pml", limits: Limits = DEFAU
 
 
 def load_schema_file(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Document:
-    """Parses a document on disk; `src` paths are read from the file's own folder.
+    """Parses a document on disk; `src` paths are read from the file's own folder. A `*.json` file holds a
+    schema in the JSON form.
 
     Raises PMLError as `parse_document` does, also where a file cannot be read.
     """
     path = Path(path)
-    return _parse(read_source(path, limits), limits, path.parent)
+    source = read_source(path, limits)
+    if path.suffix == JSON_SUFFIX:
+        return Document((read_schema_form(_json(source), source.where, limits),), None)
+    return _parse(source, limits, path.parent)
+
+
+def _json(source: Source) -> Any:
+    try:
+        return json.loads(source.data)
+    except json.JSONDecodeError as error:
+        offset = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
+        raise PMLError([source.issue(f"not JSON: {error.msg}", offset)]) from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise PMLError([source.issue(f"not JSON: {error}")]) from None
 
 
 def _to_bytes(text: str | bytes, where: str, limits: Limits) -> bytes:
