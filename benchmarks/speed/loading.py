@@ -37,7 +37,9 @@ BLOCK = 128
 def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
     parser.add_argument(
-        "--tokens", default="4000,4096", help="of eight members together (default: %(default)s)"
+        "--tokens",
+        default="4000,4096",
+        help="of eight members together; empty for none (default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=7, help="of each way (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="(default: %(default)s)")
@@ -55,7 +57,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
         read_corpus(settings.data), AutoTokenizer.from_pretrained(settings.model), settings.seed
     )
     run.result["text"] = {"source": source.corpus.source, "tokens": source.num_distinct_tokens}
-    lengths = [1024] if settings.quick else [int(length) for length in args.tokens.split(",")]
+    lengths = [1024] if settings.quick else [int(length) for length in args.tokens.split(",") if length]
     rounds = 2 if settings.quick else args.rounds
     ways = args.ways.split(",")
     for length in lengths:

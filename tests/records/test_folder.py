@@ -2,8 +2,10 @@
 
 import logging
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +46,40 @@ def test_damage_is_told_and_the_file_removed(tmp_path: Path, told: pytest.LogCap
     path.write_bytes(data)
     assert folder.read(HEADER) is None
     assert "checksum" in told.text
+    folder.flush()
     assert list(tmp_path.iterdir()) == []
     assert folder.read(HEADER) is None
+
+
+def test_no_call_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is there already, what is to be removed is not any more; the last change holds."""
+    may_write = threading.Event()
+    write = folder_module.write_record
+
+    def slowly(*record: Any) -> None:
+        assert may_write.wait(60)
+        write(*record)
+
+    monkeypatch.setattr(folder_module, "write_record", slowly)
+    folder = RecordFolder(tmp_path, 0, 1)
+    first, second, third = (replace(HEADER, name=f"{number:048}") for number in range(3))
+    for header in (first, second, third):
+        folder.write(header, rows(int(header.name)))
+    folder.remove(second)
+    folder.remove(third)
+    folder.write(third, rows(7))
+    assert list(tmp_path.iterdir()) == []
+    found = [folder.read(header) for header in (first, second, third)]
+    assert found[1] is None
+    assert found[0] is not None and same(found[0], rows(0))
+    assert found[2] is not None and same(found[2], rows(7))
+    assert folder.read(replace(first, position=first.position + 1)) is None  # and it is removed
+    may_write.set()
+    folder.flush()
+    assert [path.name[:48] for path in tmp_path.iterdir()] == [third.name]
+    again = folder.read(third)
+    assert again is not None and same(again, rows(7))
+    folder.close()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")

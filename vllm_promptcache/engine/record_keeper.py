@@ -50,6 +50,12 @@ class RecordKeeper:
                 self.folder.write(header, self.rows.all_rows(header.name))
         self._to_write.clear()
 
+    def close(self) -> None:
+        """Write what waits for that, and end."""
+        if self.folder is not None:
+            self.folder.close()
+            self.folder = None
+
     def fetch(self, headers: Sequence[RecordHeader]) -> list[bool]:
         """Bring records from disk into memory: for each whether it is there now."""
         if len(headers) < 2:

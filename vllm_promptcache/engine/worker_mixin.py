@@ -18,6 +18,13 @@ class PromptCacheWorkerMixin:
         found: list[bool] = self.model_runner.records.fetch(headers)
         return found
 
+    def shutdown(self) -> None:
+        """As vLLM's; records that wait to be written are."""
+        records = getattr(getattr(self, "model_runner", None), "records", None)
+        if records is not None:
+            records.close()
+        super().shutdown()  # type: ignore[misc]
+
     def why_not_movable(self) -> str | None:
         """Why the model's states cannot be moved to other positions; None where they can."""
         reason: str | None = self.model_runner.not_movable

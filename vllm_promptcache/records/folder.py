@@ -6,7 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_promptcache.records.record_file import (
@@ -24,9 +24,18 @@ logger = logging.getLogger("vllm.promptcache")
 MAX_WAITING_BYTES = 512 << 20
 
 
-class RecordFolder:
-    """Writes one rank's records in the background, reads and removes them.
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What is to be done to a record's file: written with ``rows``, or removed."""
 
+    header: RecordHeader
+    rows: Rows | None
+
+
+class RecordFolder:
+    """Writes and removes one rank's records in the background, and reads them.
+
+    No call waits for what is to be written: the last that was asked for of a record holds from then on.
     Whatever goes wrong is told in the log, once a kind, and the record is absent: no call raises.
     """
 
@@ -35,11 +44,13 @@ class RecordFolder:
         self.rank = rank
         self.num_ranks = num_ranks
         self.num_failures = 0
-        self._waiting: queue.Queue[tuple[RecordHeader, Rows] | None] = queue.Queue()
+        self._waiting: queue.Queue[_Change | None] = queue.Queue()
+        # By record, the last change that is waiting.
+        self._changes: dict[str, _Change] = {}
         self._waiting_bytes = 0
         self._lock = threading.Lock()
         self._last_complaint = ""
-        self._writer = threading.Thread(target=self._write_all, name="prompt-cache-records", daemon=True)
+        self._writer = threading.Thread(target=self._change_all, name="prompt-cache-records", daemon=True)
         self._writer.start()
 
     def write(self, header: RecordHeader, rows: Rows) -> None:
@@ -50,14 +61,20 @@ class RecordFolder:
                 self._complain(header.name, "the disk is too slow, and too much waits to be written")
                 return
             self._waiting_bytes += num_bytes
-        self._waiting.put((replace(header, rank=self.rank, num_ranks=self.num_ranks), rows))
+        self._have(_Change(replace(header, rank=self.rank, num_ranks=self.num_ranks), rows))
 
     def read(self, header: RecordHeader) -> Rows | None:
         """A record's rows, or None where it is absent or unusable; then its file is removed."""
-        self.flush()
+        with self._lock:
+            change = self._changes.get(header.name)
         path = self._path_of(header)
         try:
-            found, rows = read_record(path, header.name, header.fingerprint)
+            if change is None:
+                found, rows = read_record(path, header.name, header.fingerprint)
+            elif change.rows is None:
+                return None
+            else:
+                found, rows = change.header, change.rows
             if (found.num_rows, found.position) != (header.num_rows, header.position):
                 raise UnreadableRecordError("the index says something else of it")
             return rows
@@ -67,35 +84,50 @@ class RecordFolder:
             return None
 
     def remove(self, header: RecordHeader) -> None:
-        """Remove a record's file, if it is there."""
-        self.flush()
-        with contextlib.suppress(OSError):
-            self._path_of(header).unlink(missing_ok=True)
+        """Have a record's file removed, if it is there."""
+        self._have(_Change(header, None))
 
     def flush(self) -> None:
-        """Wait until everything was written."""
+        """Wait until everything is done."""
         self._waiting.join()
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Do what waits, and end."""
         self._waiting.put(None)
         self._writer.join()
+
+    def _have(self, change: _Change) -> None:
+        with self._lock:
+            self._changes[change.header.name] = change
+            self._waiting.put(change)
 
     def _path_of(self, header: RecordHeader) -> Path:
         return self.path / file_name(header.name, header.fingerprint, self.rank, self.num_ranks)
 
-    def _write_all(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            header, rows = item
+    def _change_all(self) -> None:
+        while (change := self._waiting.get()) is not None:
+            name = change.header.name
+            with self._lock:
+                is_last = self._changes.get(name) is change
             try:
-                write_record(self.path, header, rows)
+                if is_last:
+                    self._change(change)
             except OSError as error:
-                self._complain(header.name, f"cannot be written to {self.path}: {error.strerror or error}")
+                self._complain(name, f"cannot be written to {self.path}: {error.strerror or error}")
             finally:
                 with self._lock:
-                    self._waiting_bytes -= _bytes_of(rows)
+                    self._waiting_bytes -= _bytes_of(change.rows or [])
+                    if self._changes.get(name) is change:
+                        del self._changes[name]
                 self._waiting.task_done()
         self._waiting.task_done()
+
+    def _change(self, change: _Change) -> None:
+        if change.rows is not None:
+            write_record(self.path, change.header, change.rows)
+            return
+        with contextlib.suppress(OSError):
+            self._path_of(change.header).unlink(missing_ok=True)
 
     def _complain(self, name: str, what: str) -> None:
         self.num_failures += 1
