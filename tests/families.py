@@ -267,6 +267,13 @@ FAMILIES: dict[str, Family] = {
         | {"tie_word_embeddings": True},
     ),
     "falcon-rw": Family("Falcon-RW", "falcon", NO_KV_HEADS | FALCON_RW),
+    "mpt": Family(
+        "MPT (a model class of the plugin's)",
+        "mpt",
+        {"n_heads": 4, "n_layers": 3, "expansion_ratio": 4, "max_seq_len": 4096, "hidden_size": 128}
+        | dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_hidden_layers"))
+        | {"tie_word_embeddings": True, "head_dim": None},
+    ),
     "mamba2": Family(
         "Mamba-2, Codestral Mamba (not reused)",
         "mamba2",

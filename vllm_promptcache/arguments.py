@@ -43,6 +43,14 @@ def read(args: Any) -> dict[str, Any] | None:
     return {CONFIG_KEY: PromptCacheConfig.from_dict(settings or {}).to_dict()}
 
 
+def prepare(engine_args: Any) -> None:
+    """Before vLLM reads a model's configuration: nothing is touched unless the prompt cache is enabled."""
+    if is_enabled(engine_args):
+        from vllm_promptcache.compat import register_mpt
+
+        register_mpt()
+
+
 def configure(vllm_config: Any) -> None:
     """Adjust vLLM's configuration; nothing is imported or touched unless the prompt cache is enabled."""
     if is_enabled(vllm_config):

@@ -12,4 +12,4 @@ def register() -> None:
     from vllm_promptcache import arguments, compat
 
     compat.check_version()
-    compat.wrap_engine_args(arguments.add, arguments.read, arguments.configure)
+    compat.wrap_engine_args(arguments.add, arguments.read, arguments.prepare, arguments.configure)

@@ -1,6 +1,8 @@
 """What the prompt cache refuses when an engine is configured, with the reason. No engine is started."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,7 @@ def test_prompts_of_recurrent_models_are_plain(
     [
         ("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}),
         ("falcon", "FalconForCausalLM", {"alibi": True, "head_dim": None}),
+        ("mpt", "MPTForCausalLM", {"head_dim": None}),
     ],
 )
 def test_alibi_is_a_window_of_all_states(
@@ -199,6 +202,17 @@ def test_all_reasons_are_named_at_once(tmp_path: Path) -> None:
 def test_wrong_settings_of_the_prompt_cache(llama: str, config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         configure(llama, additional_config={"prompt_cache": config})
+
+
+def test_mpt_is_served_with_the_prompt_cache_only(tmp_path: Path) -> None:
+    """Its class is the plugin's, as vLLM has none any more."""
+    model = folder(tmp_path, "mpt", "MPTForCausalLM", {"head_dim": None})
+    arguments = [
+        "-c",
+        f"from tests.engine.support import EngineArgs; EngineArgs({model!r}).create_engine_config()",
+    ]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert done.returncode and "not supported anymore" in done.stderr
 
 
 def test_without_the_prompt_cache_nothing_is_changed(llama: str) -> None:

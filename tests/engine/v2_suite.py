@@ -14,6 +14,7 @@ from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
 from tests.engine.plans import simple, travel
 from tests.engine.support import Engine, greedy, largest_error, serving, tokens_of
+from tests.families import FAMILIES
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.repairs.repaired import without_reuse
 
@@ -47,6 +48,14 @@ def test_the_table_of_cases(tiny_model: Path, oracle: Oracle) -> None:
         names = [cls.__module__ for cls in type(runner_of(engine)).__mro__]
         assert {"vllm.v1.worker.gpu.model_runner", "vllm_promptcache.engine.model_runner_v2"} <= set(names)
         check(engine, tiny_model, oracle, [plan_of(case, tiny_model) for case in CHOSEN], 5)
+
+
+def test_positions_in_several_dimensions(oracle: Oracle) -> None:
+    """M-RoPE's positions stand in a buffer of their own."""
+    family = FAMILIES["qwen2.5-vl"]
+    model = family.model()
+    with serving(model, **(SMALL_STEPS | family.settings)) as engine:
+        check(engine, model, oracle, [travel(), simple("a")], 4)
 
 
 def test_asynchronous_steps(tiny_model: Path, oracle: Oracle) -> None:

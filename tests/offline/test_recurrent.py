@@ -85,7 +85,7 @@ def test_a_prefix_is_found_in_vllms_own_cache(llm: LLM) -> None:
 
 
 def test_nothing_is_pinned_or_encoded(llm: LLM) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusedError, match="recurrent layers"):
         llm.add_schema(SCHEMA.replace("notes", "pinned"), pin=True)
     assert {m["residency"] for m in llm.schemas()[0]["modules"]} <= {"absent", None}
     counts = llm.prompt_cache_stats()

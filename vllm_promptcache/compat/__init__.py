@@ -24,7 +24,7 @@ from vllm_promptcache.compat.layers import (
     shares_cache,
     update_cache,
 )
-from vllm_promptcache.compat.model import numbers_of_rows, weights_folder
+from vllm_promptcache.compat.model import numbers_of_rows, register_mpt, weights_folder
 from vllm_promptcache.compat.rotary import LayerRotary, rotary_of_layers
 from vllm_promptcache.compat.scheduler import (
     attach_message,
@@ -97,6 +97,7 @@ __all__ = [
     "rotary_of_layers",
     "numbers_of_rows",
     "weights_folder",
+    "register_mpt",
     "LayerRotary",
     "no_full_graphs",
     "no_full_graphs_in_v2",

@@ -15,9 +15,12 @@ from vllm_promptcache.compat.shims import wrap_once
 def wrap_engine_args(
     add_arguments: Callable[[Any], None],
     read_arguments: Callable[[Any], dict[str, Any] | None],
+    prepare: Callable[[Any], None],
     configure: Callable[[Any], None],
 ) -> None:
-    """Let the plugin add flags, turn them into ``additional_config``, and adjust the ``VllmConfig``."""
+    """Let the plugin add flags, turn them into ``additional_config``, ``prepare`` with the engine's arguments
+    before a ``VllmConfig`` is made of them, and adjust that.
+    """
     from vllm.engine.arg_utils import EngineArgs
 
     def make_add(original: Any) -> Any:
@@ -42,6 +45,7 @@ def wrap_engine_args(
 
     def make_create(original: Any) -> Any:
         def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            prepare(self)
             vllm_config = original(self, *args, **kwargs)
             configure(vllm_config)
             return vllm_config

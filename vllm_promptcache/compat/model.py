@@ -39,3 +39,17 @@ def weights_folder(vllm_config: Any) -> Path:
     except Exception as error:
         raise OSError(f"the files of {model.model} are not found: {error}") from error
     return Path(found)
+
+
+def register_mpt() -> None:
+    """Let vLLM find a model class for MPT in this process.
+
+    Target: ModelRegistry.register_model. Why: vLLM has dropped it (0.28), and Prompt Cache was measured on
+    it. Unnecessary where a vLLM has one of its own, which is left as it is.
+    """
+    from vllm.model_executor.models import ModelRegistry
+
+    known = ModelRegistry.get_supported_archs()
+    for architecture in ("MPTForCausalLM", "MptForCausalLM"):
+        if architecture not in known:
+            ModelRegistry.register_model(architecture, "vllm_promptcache.compat.mpt:MPTForCausalLM")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from vllm_promptcache import compat
 from vllm_promptcache.contract.repair import RECURRENT
 
 # Their configurations do not say so. Others are found when their layers are there.
@@ -26,6 +27,7 @@ def verdict_of(model: str, max_model_len: int | None = None, trust_remote_code: 
     """Whether a model is served, by its configuration: a hub name or a folder."""
     from vllm.config import ModelConfig
 
+    compat.register_mpt()
     try:
         config = ModelConfig(
             model=model,

@@ -25,8 +25,8 @@ class NoModules:
         if operation == "status":
             absent = {"residency": Residency.ABSENT.value, "pinned": False, "blocks": 0, "users": 0}
             return {"units": [absent for _ in keys_from_wire(payload["units"])]}
-        answers: dict[str, dict[str, Any]] = {"pin": {"pinned": False}, "warm": {"refused": RECURRENT}}
-        return {**answers.get(operation, {}), **self._stats()}
+        refused = {"pinned": False, "refused": RECURRENT} if operation in ("pin", "warm") else {}
+        return {**refused, **self._stats()}
 
     def _stats(self) -> dict[str, Any]:
         return {**stats(self._store), **self._usage.stats(), "keeps_modules": False}

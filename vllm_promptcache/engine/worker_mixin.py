@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_promptcache import compat
 from vllm_promptcache.records.record_file import RecordHeader
 
 
@@ -12,6 +13,11 @@ class PromptCacheWorkerMixin:
     """Mixin over vLLM's workers."""
 
     model_runner: Any
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's, which finds the plugin's model classes too."""
+        compat.register_mpt()
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
 
     def fetch_records(self, headers: Sequence[RecordHeader]) -> list[bool]:
         """Bring records from disk into memory: for each whether it is there now."""
