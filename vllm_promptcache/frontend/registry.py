@@ -370,7 +370,7 @@ class SchemaRegistry:
             await self.release(told + units if "engines" in answer else told)  # some may have pinned them
             what = "pinning these modules would pass pin_fraction, or the memory for what fills no block"
             pinned = f"{answer['blocks_pinned']} of {answer['blocks_pin_limit']} blocks are pinned"
-            raise RefusedError(f"{what}: {pinned}", INSUFFICIENT_STORAGE)
+            raise RefusedError(answer.get("refused") or f"{what}: {pinned}", INSUFFICIENT_STORAGE)
 
     async def _withdraw(self, entry: SchemaEntry) -> None:
         entry.is_defined, held, entry.pinned = False, entry.pinned, set()
