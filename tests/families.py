@@ -241,6 +241,32 @@ FAMILIES: dict[str, Family] = {
         "cohere2",
         NO_HEAD_DIM | {"sliding_window": 100, "layer_types": TWO_KINDS, "tie_word_embeddings": True},
     ),
+    "gemma3n": Family(
+        "Gemma 3n, for text (layers that share KV caches)",
+        "gemma3n_text",
+        {"sliding_window": 100, "layer_types": TWO_KINDS[:2] * 2, "num_hidden_layers": 4}
+        | {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 32, "laurel_rank": 8}
+        | {"vocab_size_per_layer_input": TINY_CONFIG["vocab_size"], "activation_sparsity_pattern": [0.0] * 4}
+        | {"tie_word_embeddings": True},
+    ),
+    "exaone-moe": Family(
+        "EXAONE MoE",
+        "exaone_moe",
+        MANY_EXPERTS | {"sliding_window": 100, "layer_types": TWO_KINDS, "tie_word_embeddings": True},
+    ),
+    "cwm": Family("Code World Model", "cwm", {"sliding_window": 100, "layer_types": TWO_KINDS}),
+    "dots1": Family("dots.llm1", "dots1", MANY_EXPERTS | {"n_shared_experts": 1}),
+    "flex-olmo": Family("FlexOlmo", "flex_olmo", EXPERTS | NO_HEAD_DIM),
+    "helium": Family("Helium", "helium"),
+    "hunyuan-moe": Family(
+        "Hunyuan A13B", "hunyuan_v1_moe", {"num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 128}
+    ),
+    "ernie-4.5-moe": Family(
+        "ERNIE 4.5 MoE",
+        "ernie4_5_moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1}
+        | {"moe_layer_start_index": 1, "moe_layer_interval": 1, "moe_layer_end_index": 2},
+    ),
     "qwen2-vl": Family(
         "Qwen2-VL, for text",
         "qwen2_vl",
