@@ -1,4 +1,4 @@
-"""Two workers with half of the heads each: every one captures and injects its own rows."""
+"""Two workers with half of the heads, or of the layers, each: every one captures and injects its own rows."""
 
 import json
 import os
@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.engine.oracle import Oracle
-from tests.engine.tensor_parallel import NUM_TOKENS, plans
+from tests.engine.two_workers import NUM_TOKENS, plans
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(300)
-def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["tensor", "pipeline"])
+def test_two_workers_agree_with_the_oracle(
+    tiny_model: Path, oracle: Oracle, tmp_path: Path, kind: str
+) -> None:
     cores = sorted(os.sched_getaffinity(0))
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
@@ -24,7 +27,7 @@ def test_two_workers_agree_with_the_oracle(tiny_model: Path, oracle: Oracle, tmp
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.tensor_parallel", str(tiny_model), str(tmp_path)],
+        [sys.executable, "-m", "tests.engine.two_workers", str(tiny_model), str(tmp_path), kind],
         env=environment,
         cwd=ROOT,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Run by test_tensor_parallel.py in a process of its own: serves plans on two workers, prints answers."""
+"""Run by test_two_workers.py in a process of its own: serves plans on two workers, prints answers."""
 
 import json
 import sys
@@ -22,12 +22,12 @@ def plans(model: Path) -> list[Plan]:
     return [travel(), linked, *(plan_named(name, model) for name in NAMES), *moved]
 
 
-def main(model: str, folder: str) -> None:
+def main(model: str, folder: str, kind: str) -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
 
     llm = LLM(
         model=model,
-        tensor_parallel_size=2,
+        **{f"{kind}_parallel_size": 2},
         dtype="float32",
         enforce_eager=True,
         block_size=32,
@@ -38,6 +38,8 @@ def main(model: str, folder: str) -> None:
         max_num_seqs=16,
         additional_config={"prompt_cache": {"dir": folder}},
     )
+    # vLLM's workers for CPUs have no room for what another one sends until a first batch has made it.
+    llm.collective_rpc("execute_dummy_batch")
     prompts = [TokensPrompt(prompt_token_ids=prompt_token_ids(p)) for p in plans(Path(model))]
     params = [
         SamplingParams(
