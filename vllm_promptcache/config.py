@@ -20,6 +20,9 @@ class PromptCacheConfig:
         schemas: files or folders of schemas (``*.pml``, ``*.xml``) to load, encode and pin before the
             server says it is ready.
         pin_fraction: at most this part of the KV blocks may be pinned; 0 to 1.
+        tenant_fraction: a tenant (``cache_salt``) that holds more than this part of the KV blocks, or of the
+            memory or disk for records, is the first to lose some; 0 to 1.
+        share_operator_schemas: whether ``schemas`` are the same modules for all tenants.
         max_document_bytes: a larger PML document is refused.
         max_schemas: how many schemas may be registered at once.
         max_pool_members: how many members of pools may be registered at once.
@@ -41,6 +44,8 @@ class PromptCacheConfig:
 
     schemas: tuple[str, ...] = ()
     pin_fraction: float = 0.5
+    tenant_fraction: float = 0.5
+    share_operator_schemas: bool = True
     max_document_bytes: int = 4 * 1024 * 1024
     max_schemas: int = 1000
     max_pool_members: int = 20_000
@@ -60,9 +65,10 @@ class PromptCacheConfig:
         if not isinstance(self.schemas, list | tuple) or not all(isinstance(s, str) for s in self.schemas):
             raise ValueError("prompt cache config: schemas must be a list of paths")
         object.__setattr__(self, "schemas", tuple(self.schemas))
-        fraction = self.pin_fraction
-        if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
-            raise ValueError(f"prompt cache config: pin_fraction is {fraction!r}, not a number in 0..1")
+        for name in ("pin_fraction", "tenant_fraction"):
+            fraction = getattr(self, name)
+            if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
+                raise ValueError(f"prompt cache config: {name} is {fraction!r}, not a number in 0..1")
         for name in (
             "max_document_bytes",
             "max_schemas",
@@ -74,12 +80,7 @@ class PromptCacheConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"prompt cache config: {name} is {value!r}, not a positive integer")
         self._check_records()
-        if not isinstance(self.allow_request_schemas, bool):
-            raise ValueError("prompt cache config: allow_request_schemas must be true or false")
-        if self.allow_management is None:
-            object.__setattr__(self, "allow_management", self.allow_request_schemas)
-        if not isinstance(self.allow_management, bool):
-            raise ValueError("prompt cache config: allow_management must be true, false or null")
+        self._check_rights()
         if not isinstance(self.auto, list | tuple) or not set(self.auto) <= set(AUTO_KINDS):
             raise ValueError(
                 f"prompt cache config: auto is {self.auto!r}; allowed are {', '.join(AUTO_KINDS)}"
@@ -90,6 +91,15 @@ class PromptCacheConfig:
                 object.__setattr__(self, "repair", Repair.parse(self.repair))
             except ValueError as error:
                 raise ValueError(f"prompt cache config: {error}") from None
+
+    def _check_rights(self) -> None:
+        for name in ("allow_request_schemas", "share_operator_schemas"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"prompt cache config: {name} must be true or false")
+        if self.allow_management is None:
+            object.__setattr__(self, "allow_management", self.allow_request_schemas)
+        if not isinstance(self.allow_management, bool):
+            raise ValueError("prompt cache config: allow_management must be true, false or null")
 
     def _check_records(self) -> None:
         for name in ("host_gib", "disk_gib"):

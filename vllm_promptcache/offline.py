@@ -148,8 +148,8 @@ class LLM(vllm.LLM):
         with ``reuse=False``, as with ``"full"``, the same tokens are computed at the same positions with
         full attention.
         """
-        options, tenant = PromptOptions.of(reuse=reuse, repair=repair), lora_request is not None
-        composed = [self._compose_text(one, prompt, options, tenant) for one in _as_list(pml)]
+        options, adapter = PromptOptions.of(reuse=reuse, repair=repair), lora_request is not None
+        composed = [self._compose_text(one, prompt, options, adapter) for one in _as_list(pml)]
         return self._run_composed(composed, sampling_params, use_tqdm, lora_request)
 
     def chat_pml(
@@ -172,7 +172,7 @@ class LLM(vllm.LLM):
             pml,
             messages,
             PromptOptions.of(reuse=reuse, repair=repair),
-            tenant=lora_request is not None,
+            adapter=lora_request is not None,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -238,8 +238,8 @@ class LLM(vllm.LLM):
         """What `generate_pml` or, with ``messages``, `chat_pml` would run."""
         options = PromptOptions.of(reuse=reuse, repair=repair)
         if messages is None:
-            return self._compose_text(pml, prompt, options, tenant=False)
-        return self._compose_chat(pml, messages, options, tenant=False, tools=tools)
+            return self._compose_text(pml, prompt, options, adapter=False)
+        return self._compose_chat(pml, messages, options, adapter=False, tools=tools)
 
     def read_turns(self, messages: Sequence[dict[str, Any]], **template_options: Any) -> Turns:
         """The turns of a chat that `chat_pml` plans together with a prompt."""
@@ -266,10 +266,10 @@ class LLM(vllm.LLM):
         return run_sync(self._prompt_cache.registry.stats())
 
     def _compose_text(
-        self, pml: str, prompt: str | Sequence[int], options: PromptOptions, tenant: bool
+        self, pml: str, prompt: str | Sequence[int], options: PromptOptions, adapter: bool
     ) -> ComposedPrompt:
         composer = self._prompt_cache.composer
-        return run_sync(composer.compose_texts(pml, options, [prompt], tenant=tenant))[0]
+        return run_sync(composer.compose_texts(pml, options, [prompt], adapter=adapter))[0]
 
     def _compose_chat(
         self,
@@ -277,12 +277,12 @@ class LLM(vllm.LLM):
         messages: Sequence[dict[str, Any]],
         options: PromptOptions,
         *,
-        tenant: bool,
+        adapter: bool,
         **template_options: Any,
     ) -> ComposedPrompt:
         given = {name: value for name, value in template_options.items() if value is not None}
         turns = self.read_turns(messages, **given)
-        return run_sync(self._prompt_cache.composer.compose_chat(pml, options, turns, tenant=tenant))
+        return run_sync(self._prompt_cache.composer.compose_chat(pml, options, turns, adapter=adapter))
 
     def _run_composed(
         self,

@@ -13,6 +13,7 @@ from vllm_promptcache.engine.accounting import check_integrity, stats
 from vllm_promptcache.engine.eviction import LeastRecentlyUsed
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import StoredUnit
+from vllm_promptcache.records.shares import Shares
 
 SIZE = 4
 
@@ -98,7 +99,7 @@ def test_rows_beside_the_cache_are_bounded_by_dropping_the_oldest() -> None:
 
 
 def test_orders_of_eviction_take_and_give_in_any_order() -> None:
-    order = LeastRecentlyUsed()
+    order = LeastRecentlyUsed(Shares())
     a, b = UnitKey("a", 0), UnitKey("b", 0)
     for key in (a, b, a):  # offered already: it keeps its place
         order.offered(key)
@@ -109,6 +110,25 @@ def test_orders_of_eviction_take_and_give_in_any_order() -> None:
     order.evicted(b)
     order.taken(b)
     assert list(order) == [a]
+
+
+def test_those_beyond_their_share_go_first() -> None:
+    shares = Shares(5)
+    order = LeastRecentlyUsed(shares)
+    keys = [
+        UnitKey(name, 0, None, tenant) for name, tenant in (("a", None), ("b", "x"), ("c", "y"), ("d", "x"))
+    ]
+    for key in keys:
+        order.offered(key)
+    assert list(order) == keys
+    shares.add("x", 6)
+    assert list(order) == [keys[1], keys[3], keys[0], keys[2]]
+    assert list(order.of("y")) == [keys[2]] and not list(order.of("z"))
+    shares.add("x", -1)
+    assert list(order) == keys
+    for key in keys:
+        order.taken(key)
+    assert not order._by_tenant
 
 
 def test_contexts_are_known_as_long_as_who_has_seen_them() -> None:

@@ -14,8 +14,11 @@ with warnings.catch_warnings():
 
 from tests.byte_tokenizer import CHATML, byte_tokenizer
 from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.engine.expiry import Expiry
+from vllm_promptcache.engine.loading import Loads
 from vllm_promptcache.engine.module_control import ModuleControl
 from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.recording import Recordings
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 from vllm_promptcache.frontend.capacity import Capacity
@@ -27,6 +30,7 @@ from vllm_promptcache.frontend.pools import PoolRegistry
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.layout.encoder import TextEncoder
+from vllm_promptcache.records.catalog import RecordCatalog
 
 T = TypeVar("T")
 
@@ -41,7 +45,10 @@ class StoreConnection:
         self.pool = BlockPool(num_blocks + 1, enable_caching=True, hash_block_size=BLOCK_SIZE)
         self.store = ModuleStore(self.pool, BLOCK_SIZE, pin_limit, MAX_MODEL_LEN)
         self.catalog = UnitCatalog()
-        self.control = ModuleControl(self.store, self.catalog, self, lambda: None, link_tokens)
+        self.store.known.is_shared = self.catalog.is_shared
+        loads = Loads(self.store, Recordings(RecordCatalog(0, 0, lambda rows: rows)), lambda *_: None)
+        expiry = Expiry(self.store, lambda unit: self.catalog.ttl_of(unit.key.digest), loads.unpin)
+        self.control = ModuleControl(self.store, self.catalog, self, lambda: None, loads, expiry, link_tokens)
         self.calls: list[str] = []
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:

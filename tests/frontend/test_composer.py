@@ -190,7 +190,7 @@ def test_generation_ends_where_blocks_run_out() -> None:
     run_sync(front_end.registry.pin("s"))
     (pinned,) = text(front_end, pml, "x" * 10)
     assert pinned.max_new_tokens == 20 * 16 - 1 - 4 - 10
-    composing = front_end.composer.compose_texts(pml, PromptOptions(), ["x" * 10], tenant=True)
+    composing = front_end.composer.compose_texts(pml, PromptOptions(), ["x" * 10], adapter=True)
     assert run_sync(composing)[0].max_new_tokens == prompt.max_new_tokens
 
 

@@ -107,10 +107,13 @@ def test_marks_that_say_nothing(mark: dict[str, Any]) -> None:
         read_marks([{"role": "user", "content": [part("x", **mark)]}])
 
 
-def test_pins_of_marks_are_said_to_be_ignored() -> None:
-    asked = conversation(part("x", prompt_cache={"pin": True}))
-    assert read_marks(asked).problem == NO_PINS
-    assert read_marks(asked).has_marks
+def test_pins_of_marks_where_clients_may_not_pin() -> None:
+    asked = conversation(part("x", prompt_cache={"pin": True, "ttl": 5}))
+    parts = read_marks(asked, may_pin=False)
+    assert parts.problem == NO_PINS
+    assert parts.messages[-1].mark == Mark(ttl=5.0)
+    assert read_marks(asked).problem is None
+    assert read_marks(asked).messages[-1].mark == Mark(ttl=5.0, pin=True)
 
 
 def test_images_cannot_be_marked() -> None:

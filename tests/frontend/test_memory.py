@@ -155,7 +155,7 @@ def test_a_document_is_remembered_for_its_salt_alone(held: Held, monkeypatch: py
     monkeypatch.setattr(LayoutBuilder, "document_of", document_of)
     pml = document(modules(3, "x"))
     for salt in (None, "a", "b", "", "a", None, "b", ""):
-        held.compose(pml, tenant=salt is not None, salt=salt)
+        held.compose(pml, salt=salt)
     assert len(read) == 4
 
 

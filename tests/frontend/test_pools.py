@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.frontend.support import FrontEnd, StoreConnection
+from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.contract.plan import CachedSegment
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.connection import run_sync
@@ -13,6 +16,7 @@ from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.members import NewMember, first_members
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.pools import Put
+from vllm_promptcache.frontend.timekeeping import expire, has_ends
 from vllm_promptcache.plan.conversation import Turns
 
 DESK = (
@@ -101,7 +105,10 @@ def test_not_more_than_are_allowed() -> None:
     assert caught.value.status == 409
 
 
-def test_pins_are_bounded_and_end() -> None:
+def test_pins_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody asks for anything meanwhile."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     front_end = FrontEnd(StoreConnection(pin_limit=4))
     front_end.register(DESK)
     (first,) = put(front_end, NewMember("a", A, ttl=60, pin=True))
@@ -110,18 +117,63 @@ def test_pins_are_bounded_and_end() -> None:
     assert second.error is not None
     assert "pin_fraction" in second.error
     member = front_end.pools.member("desk", "passages", "a")
-    assert member.is_pinned
-    run_sync(front_end.pools.drop_expired())
-    assert member.is_pinned
-    member.used_at -= 61
-    reused(front_end, "a")
-    run_sync(front_end.pools.drop_expired())
+    assert member.is_pinned and has_ends(front_end.service)
+    resident, key = front_end.connection.store.resident, UnitKey(*member.unit.placement)
+    now[0] += 59
+    resident.use((key,))
+    now[0] += 2
+    run_sync(expire(front_end.registry))
+    assert member.is_pinned, "it is in use"
+    resident.end_use((key,))
+    now[0] += 59
+    run_sync(expire(front_end.registry))
     assert member.is_pinned, "a use holds it on"
-    member.used_at -= 61
-    run_sync(front_end.pools.drop_expired())
+    now[0] += 62
+    run_sync(expire(front_end.registry))
     assert not member.is_pinned
     assert front_end.registry["desk"].pinned == set()
     assert not any(unit.pinned for unit in front_end.connection.store.known.by_key.values())
+
+
+def test_states_go_after_a_time_without_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of members and of schemas that are registered with one; the registrations stay."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    front_end = FrontEnd()
+    assert not has_ends(front_end.service)
+    run_sync(front_end.registry.register(DESK, ttl=30))
+    put(front_end, NewMember("a", A, ttl=60), NewMember("b", B))
+    assert has_ends(front_end.service)
+    run_sync(front_end.registry.warm("desk"))
+    run_sync(front_end.pools.encode("desk", "passages", ["a", "b"]))
+    resident = front_end.connection.store.resident
+    counts = [resident.num_resident]
+    for seconds in (29, 2, 30, 3000):
+        now[0] += seconds
+        run_sync(expire(front_end.registry))
+        counts.append(resident.num_resident)
+    own = len(front_end.registry["desk"].placements)
+    assert counts == [own + 2, own + 2, 2, 1, 1]
+    assert front_end.pools.member("desk", "passages", "a").said.ttl == 60
+    run_sync(front_end.registry.register(DESK))
+    run_sync(front_end.registry.warm("desk"))
+    now[0] += 3000
+    run_sync(expire(front_end.registry))
+    assert resident.num_resident == own + 1, "registered without a time again"
+
+
+def test_a_pinned_schema_s_pins_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    front_end = FrontEnd()
+    run_sync(front_end.registry.register(DESK, pin=True, ttl=30))
+    now[0] += 29
+    run_sync(expire(front_end.registry))
+    assert front_end.registry["desk"].is_pinned
+    now[0] += 2
+    run_sync(expire(front_end.registry))
+    assert not front_end.registry["desk"].pinned
+    assert front_end.residencies("desk") == ["resident"] * len(front_end.registry["desk"].placements)
 
 
 def test_a_new_version_of_the_schema_keeps_members(desk: FrontEnd) -> None:

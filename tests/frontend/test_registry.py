@@ -11,6 +11,7 @@ from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.connection import run_sync
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.telling import UnitTelling
 
 TRAVEL = schema("travel", sea="the sea " * 10, snow="the snow " * 10)
 
@@ -209,6 +210,7 @@ def test_changes_wait_for_each_other() -> None:
     front_end = FrontEnd()
     connection = SlowConnection()
     front_end.registry.connection = connection
+    front_end.registry.telling = UnitTelling(connection, shares_operators=True)
 
     async def register_all() -> None:
         versions = [TRAVEL, TRAVEL.replace("snow", "rain"), TRAVEL.replace("sea", "lake")]

@@ -1,6 +1,6 @@
 """The catalog against workers that do what it orders: what it says is there, is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,15 @@ class Worker:
             self.disk.add(header.name)
 
 
-def keep(catalog: RecordCatalog, worker: Worker, name: str, num_rows: int = 10, cost: float = 1.0) -> bool:
-    if not catalog.begin(name, num_rows, 0, cost):
+def keep(
+    catalog: RecordCatalog,
+    worker: Worker,
+    name: str,
+    num_rows: int = 10,
+    cost: float = 1.0,
+    tenant: str = "",
+) -> bool:
+    if not catalog.begin(name, num_rows, 0, cost, tenant=tenant):
         return False
     worker.opened.add(name)
     catalog.complete(name)
@@ -124,6 +131,37 @@ def test_a_start_finds_what_was_there_and_makes_room_by_what_is_foreign(tmp_path
     catalog.fetched("b" * 48, found=False)
     assert catalog.header("b" * 48) is None
     assert "b" * 48 in {header.name for header in catalog.take_orders().removed}
+    index.close()
+
+
+def test_a_tenant_takes_no_others_place_beyond_its_share() -> None:
+    """Half of 400 bytes: with all of its own pinned, or none of it there, nothing more of it is kept."""
+    catalog, worker = RecordCatalog(400, 0, bytes_of, tenant_fraction=0.5), Worker()
+    assert keep(catalog, worker, "quiet", tenant="quiet")
+    for number in range(9):
+        assert keep(catalog, worker, f"{number}", tenant="greedy")
+        assert "quiet" in worker.memory
+    assert catalog.stats_of("greedy")["bytes_in_memory"] == 300
+    assert keep(catalog, worker, "third", tenant="third")
+    assert {"quiet", "third"} <= worker.memory
+    for name in worker.memory - {"quiet", "third"}:
+        catalog.pin(name)
+    assert not keep(catalog, worker, "more", tenant="greedy")
+    assert {"quiet", "third"} <= worker.memory
+    assert catalog.tenants == {"quiet", "greedy", "third"}
+
+
+def test_a_start_knows_whose_records_are(tmp_path: Path) -> None:
+    header = replace(HEADER, tenant="somebody")
+    write_record(tmp_path, header, rows())
+    index = RecordIndex(tmp_path)
+    for _ in range(2):  # from the file, and from the index
+        (record,) = index.records()
+        assert record.header.tenant == "somebody"
+        index.close()
+        index = RecordIndex(tmp_path)
+    catalog = RecordCatalog(0, 1 << 20, bytes_of, HEADER.fingerprint, 1, index)
+    assert catalog.stats_of("somebody")["records_on_disk"] == 1
     index.close()
 
 

@@ -60,3 +60,33 @@ def test_on_a_zipf_trace_it_lies_between_lru_and_the_optimum() -> None:
     ours = hit_rate(trace, sizes, room)
     best = belady(trace, sizes, room)
     assert lru + 0.02 < ours < best
+
+
+def test_tenants_beyond_their_share_lose_first() -> None:
+    order = GreedyDual(limit=25)
+    order.add("old", 10, 9.0, tenant="quiet")
+    for number in range(3):
+        order.add(f"{number}", 10, 50.0, tenant="greedy")
+    assert order.shares.amounts == {"quiet": 10, "greedy": 30}
+    assert [order.evict(), order.evict()] == ["0", "old"]
+    assert [order.evict_of("nobody"), order.evict_of("greedy")] == [None, "1"]
+    assert (order.num_bytes, order.shares.amounts, order.numbers.amounts) == (
+        10,
+        {"greedy": 10},
+        {"greedy": 1},
+    )
+
+
+def test_a_tenant_that_is_alone_ages_as_all_do() -> None:
+    alone, free = GreedyDual(limit=25), GreedyDual()
+    trace, sizes = zipf_trace(num_members=50, num_requests=2000, exponent=0.9, seed=1)
+    room = sum(sizes.values()) // 5
+    for name in trace:
+        for order in (alone, free):
+            if name in order:
+                order.use(name)
+            else:
+                order.add(name, sizes[name], encoding_cost(sizes[name], 0))
+        while free.num_bytes > room:
+            assert alone.evict() == free.evict()
+    assert alone._clock == free._clock > 0

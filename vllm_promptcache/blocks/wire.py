@@ -8,7 +8,7 @@ units the engine may not have been told of, ``texts`` by digest. The prompt itse
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,14 +20,29 @@ from vllm_promptcache.contract.unit import Placement, Unit, digest_of
 EXTRA_ARG = "prompt_cache"
 
 
+class Keep(NamedTuple):
+    """What a request wants to be kept of a unit where it stands: its states, for ``ttl`` seconds after their
+    last use at most, or, with ``pin``, at least."""
+
+    placement: Placement
+    ttl: float | None
+    pin: bool
+
+
 def plan_to_wire(
-    plan: Plan, *, with_texts: bool, texts: Iterable[Unit] = (), no_room: bool = False
+    plan: Plan,
+    *,
+    with_texts: bool,
+    texts: Iterable[Unit] = (),
+    no_room: bool = False,
+    keeps: Iterable[Keep] = (),
 ) -> dict[str, Any]:
     """A plan as the engine reads it; ``with_texts`` adds what is needed to encode its units, else those
     of ``texts`` alone.
 
     ``repaired`` are the plan's ranges of repaired tokens, if it has any. ``no_room`` says that it reuses
-    nothing because the KV cache is too small. New segments at consecutive positions become one run.
+    nothing because the KV cache is too small, ``keeps`` what is to stay of it. New segments
+    at consecutive positions become one run.
     """
     indices: dict[Placement, int] = {}
     items: list[int] = []
@@ -49,6 +64,8 @@ def plan_to_wire(
         wire["repaired"] = [list(tokens) for tokens in plan.repaired_ranges]
     if no_room:
         wire["no_room"] = True
+    if keeps:
+        wire["keeps"] = [{**keep.placement._asdict(), "ttl": keep.ttl, "pin": keep.pin} for keep in keeps]
     sent = units_to_wire(plan.units if with_texts else texts)
     if sent or with_texts:
         wire["texts"] = sent

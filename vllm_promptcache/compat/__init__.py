@@ -8,6 +8,7 @@ that would. Thin subclasses elsewhere rest on vLLM's classes, this package on it
 from __future__ import annotations
 
 from vllm_promptcache.compat.arguments import wrap_engine_args
+from vllm_promptcache.compat.blocks import before_new_blocks, next_blocks
 from vllm_promptcache.compat.connector import (
     hide_from_connector,
     no_block_events,
@@ -78,6 +79,8 @@ __all__ = [
     "reorder_queue",
     "plain_block_hash",
     "set_aside",
+    "before_new_blocks",
+    "next_blocks",
     "physical_slots",
     "attach_message",
     "message_of",

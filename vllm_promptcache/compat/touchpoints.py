@@ -86,6 +86,7 @@ TOUCHPOINTS: dict[str, list[Touchpoint]] = {
             "BlockPool.get_cached_block(block_hash, kv_cache_group_ids)",
             "BlockPool.get_num_free_blocks",
         ),
+        *_of("v1.core.kv_cache_utils", "FreeKVCacheBlockQueue.__init__(blocks)"),
         *_of("v1.core.single_type_kv_cache_manager", "FullAttentionManager"),
         *_of(
             "v1.request",

@@ -16,6 +16,7 @@ from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composed_requests import ComposedRequests
 from vllm_promptcache.engine.encoding import Encodings
 from vllm_promptcache.engine.module_store import ModuleStore
+from vllm_promptcache.engine.sparing import Sparing
 
 
 class PromptCacheBlockManager(KVCacheManager):
@@ -35,8 +36,9 @@ class PromptCacheBlockManager(KVCacheManager):
         self.store: ModuleStore
         self.composed: ComposedRequests
         self.encodings: Encodings
+        self.sparing: Sparing
 
-    def open_store(self, pin_fraction: float, window: int) -> None:
+    def open_store(self, pin_fraction: float, window: int, tenant_fraction: float = 1.0) -> None:
         """Create the module store. A request of the model's full length always has room beside pins.
 
         ``window`` is the most states that a layer's window counts, 0 without windows.
@@ -45,8 +47,11 @@ class PromptCacheBlockManager(KVCacheManager):
         usable = pool.num_gpu_blocks - 1
         one_request = -(-self.max_model_len // size)
         pin_limit = max(min(int(pin_fraction * usable), usable - one_request), 0)
-        self.store = ModuleStore(pool, size, pin_limit, self.max_model_len, window)
+        self.store = ModuleStore(
+            pool, size, pin_limit, self.max_model_len, window, tenant_fraction=tenant_fraction
+        )
         self.composed = ComposedRequests(self.store)
+        self.sparing = Sparing(pool, self.store.resident)
 
     def get_computed_blocks(self, request: Request, *args: Any) -> tuple[KVCacheBlocks, int, int]:
         """A composed request's cached tokens are computed; their blocks enter when it is admitted."""
@@ -77,6 +82,7 @@ class PromptCacheBlockManager(KVCacheManager):
         """As vLLM's; when blocks are short, idle unpinned modules are dropped one by one."""
         composed = self.composed.by_id.get(request.request_id)
         drops: Iterator[UnitKey] | None = None
+        self.store.resident.asker = _asker(composed)
         while True:
             if composed is None:
                 blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
@@ -153,9 +159,13 @@ class PromptCacheBlockManager(KVCacheManager):
         if composed is None:
             super().cache_blocks(request, num_computed_tokens)
         elif request.block_hashes and composed.is_filled(num_computed_tokens):
+            manager, name = self.coordinator.single_type_managers[0], request.request_id
+            first = max(manager.num_cached_block.get(name, 0), composed.num_plain_blocks)
             # Whoever hears of blocks takes their tokens for a prefix: of these nobody is told.
             with compat.no_block_events(self.block_pool):
                 super().cache_blocks(request, num_computed_tokens)
+            end = manager.num_cached_block.get(name, 0)
+            self.sparing.note_composed(manager.req_to_blocks[name][first:end])
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
         """The prefix cache's own statistics are about prefixes only."""
@@ -178,6 +188,7 @@ class PromptCacheBlockManager(KVCacheManager):
 
     def make_room(self, num_blocks: int, request: Request | None, composed: ComposedRequest | None) -> bool:
         """Drop idle units until so many blocks are free: whether they are. For none, as for a running one."""
+        self.store.resident.asker = (None, 0) if request is None else (request.cache_salt, num_blocks)
         drops = self.store.resident.reclaim(set()) if request is None else self._drop_for(request, composed)
         while self.block_pool.get_num_free_blocks() < num_blocks:
             if next(drops, None) is None:
@@ -198,3 +209,9 @@ class PromptCacheBlockManager(KVCacheManager):
         if composed is not None and composed.requester_id in self.composed.by_id:
             wanting.append(self.composed.by_id[composed.requester_id])
         yield from self.store.resident.reclaim({key for one in wanting for key in one.composition.unit_keys})
+
+
+def _asker(composed: ComposedRequest | None) -> tuple[str | None, int]:
+    """Whose units a request wants blocks for, and how many: one that encodes a unit which has none yet."""
+    unit = composed.encoding.units[-1] if composed is not None and composed.encoding is not None else None
+    return (None, 0) if unit is None or unit.blocks else (unit.key.tenant, unit.geometry.num_blocks)

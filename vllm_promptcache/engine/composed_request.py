@@ -27,7 +27,9 @@ class ComposedRequest:
     holds its shared blocks. ``found`` holds the private blocks that the prefix cache had at the last
     look. ``repaired_ranges`` are the half-open ranges of new tokens that units hold and that a repair
     has computed anew. ``no_room`` says that everything is computed, as its units could never be
-    resident together. ``reported`` is true once the front end knows what was reused.
+    resident together. ``num_plain_blocks`` at the beginning of its table are hashed as a plain
+    request's. ``num_pinned`` and ``num_pins_refused`` count the units that it asked to have pinned.
+    ``reported`` is true once the front end knows what was reused.
 
     ``is_encoding`` says that it is one of the scheduler's own; ``encoding`` is what it encodes, until its
     last step is scheduled, and ``requester_id`` the request that it was queued for.
@@ -46,6 +48,9 @@ class ComposedRequest:
     found: list[KVCacheBlock] = field(default_factory=list)
     repaired_ranges: tuple[tuple[int, int], ...] = ()
     no_room: bool = False
+    num_plain_blocks: int = 0
+    num_pinned: int = 0
+    num_pins_refused: int = 0
     reported: bool = False
 
     @property
@@ -75,6 +80,8 @@ class ComposedRequest:
                 max(end - max(start, num_found), 0) for start, end in self.repaired_ranges
             ),
             **({"no_room": 1} if self.no_room else {}),
+            **({"modules_pinned": self.num_pinned} if self.num_pinned else {}),
+            **({"pins_refused": self.num_pins_refused} if self.num_pins_refused else {}),
         }
 
     @property

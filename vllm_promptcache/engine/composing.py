@@ -67,7 +67,7 @@ class Composing:
         if request.sampling_params is not None and request.sampling_params.prompt_logprobs is not None:
             raise ValueError("prompt log-probabilities need every prompt token computed: not with reuse")
         adapter, tenant = self.adapters.of(request.lora_request), request.cache_salt
-        keys = keys_from_wire(wire["units"], adapter, tenant)
+        keys = [self._store.known.shared(key) for key in keys_from_wire(wire["units"], adapter, tenant)]
         unknown = [key.digest for key in keys if key not in self._store.known]
         repaired = ranges_from_wire(wire.get("repaired", ()))
         given = texts_from_wire(wire.get("texts", {})) if unknown else {}
@@ -99,7 +99,15 @@ class Composing:
                 self._store.known.release(key)
             raise
         no_room = not has_room or bool(wire.get("no_room"))
-        return ComposedRequest(request, composition, slot_layout, repaired_ranges=repaired, no_room=no_room)
+        num_plain = slot_layout.num_shared_blocks + (hasher.num_plain_blocks if hasher is not None else 0)
+        return ComposedRequest(
+            request,
+            composition,
+            slot_layout,
+            repaired_ranges=repaired,
+            no_room=no_room,
+            num_plain_blocks=num_plain,
+        )
 
     def _has_room(self, slot_layout: SlotLayout, held: Mapping[UnitKey, StoredUnit]) -> bool:
         """Whether a request could run on its units. What vLLM runs as a plain prompt runs here too: without

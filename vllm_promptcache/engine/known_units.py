@@ -22,7 +22,8 @@ class KnownUnits:
     """Units by key. One is known while somebody holds it, or there is something to know of it.
 
     ``settle`` is called with a unit whenever its first holder comes or its last one goes. Where states can be
-    moved, as ``is_movable`` says, a unit is encoded at home, wherever it stands.
+    moved, as ``is_movable`` says, a unit is encoded at home, wherever it stands. Units of which ``is_shared``
+    tells are the same for all tenants.
     """
 
     def __init__(self, block_size: int, num_positions: int, window: int):
@@ -34,6 +35,7 @@ class KnownUnits:
         self.num_of_tenants = 0
         self.settle: Callable[[StoredUnit], None]
         self.is_movable: Callable[[], bool] = _never
+        self.is_shared: Callable[[str], bool] = _not_shared
         self._by_digest: dict[str, dict[UnitKey, None]] = {}
         self._heads: dict[UnitKey, dict[UnitKey, None]] = {}
         self._to_release: deque[UnitKey] = deque()
@@ -47,6 +49,12 @@ class KnownUnits:
 
     def __getitem__(self, key: UnitKey) -> StoredUnit:
         return self.by_key[key]
+
+    def shared(self, key: UnitKey) -> UnitKey:
+        """What a unit is called that a tenant asks for: without the tenant where it is shared by all."""
+        if key.tenant is None or not self.is_shared(key.digest):
+            return key
+        return key._replace(tenant=None)
 
     def hold(self, key: UnitKey, texts: Mapping[str, UnitText]) -> StoredUnit:
         """Add a holder of a unit; the first one makes it known, and its context with it.
@@ -141,7 +149,8 @@ class KnownUnits:
         return unit
 
     def _direct_context(self, key: UnitKey, text: UnitText) -> tuple[UnitKey, ...]:
-        return text.context_keys(key._replace(position=self._origin(key, text)))
+        keys = text.context_keys(key._replace(position=self._origin(key, text)))
+        return tuple([self.shared(one) for one in keys])
 
     def _origin(self, key: UnitKey, text: UnitText) -> int:
         """Where a unit is encoded."""
@@ -197,6 +206,10 @@ class KnownUnits:
 
 
 def _never() -> bool:
+    return False
+
+
+def _not_shared(digest: str) -> bool:
     return False
 
 

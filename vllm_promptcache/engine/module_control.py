@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from vllm_promptcache.blocks.heads import head_end_of_link
 from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.blocks.wire import keys_from_wire, texts_from_wire
-from vllm_promptcache.engine.accounting import public_stats, stats
+from vllm_promptcache.engine.accounting import public_stats, stats, stats_of_tenants, tenant_stats
+from vllm_promptcache.engine.expiry import Expiry
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
+from vllm_promptcache.records.catalog import RecordCatalog
 
 
 class Background(Protocol):
@@ -27,6 +28,8 @@ class Background(Protocol):
 
 class Records(Protocol):
     """What outlives units' states."""
+
+    catalog: RecordCatalog
 
     def discard(self, keys: Iterable[UnitKey]) -> None:
         """Forget the records of units, wherever they stand."""
@@ -51,22 +54,21 @@ class ModuleControl:
         catalog: UnitCatalog,
         residence: Background,
         check_integrity: Callable[[], None],
+        records: Records,
+        expiry: Expiry,
         link_tokens: int = 0,
-        records: Records | None = None,
-        count: Callable[[], dict[str, int]] = dict,
     ):
-        """``count`` has further counts for ``stats``."""
         self.store = store
         self.catalog = catalog
         self._residence = residence
         self._check_integrity = check_integrity
         self._link_tokens = link_tokens
         self._records = records
-        self._count = count
+        self._expiry = expiry
 
     def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end: ``define``, ``forget``, ``pin``, ``unpin``, ``warm``,
-        ``status``, ``stats`` or ``check``. Plain types in and out."""
+        ``status``, ``expire``, ``stats`` or ``check``. Plain types in and out."""
         handlers = {
             "define": self._define,
             "forget": self._forget,
@@ -74,6 +76,7 @@ class ModuleControl:
             "unpin": self._unpin,
             "warm": self._warm,
             "status": self._status,
+            "expire": self._expire,
             "stats": self._stats,
             "check": self._check,
         }
@@ -81,7 +84,7 @@ class ModuleControl:
 
     def _define(self, payload: dict[str, Any]) -> dict[str, Any]:
         texts = texts_from_wire(payload["texts"])
-        self.catalog.define(texts)
+        self.catalog.define(texts, shared=payload.get("shared", False), ttl=payload.get("ttl"))
         for key in [key for digest in texts for key in self.store.known.placements_of(digest)]:
             self.store.known[key].retired = False
         return {}
@@ -89,11 +92,10 @@ class ModuleControl:
     def _forget(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Withdraw a schema's units; their blocks are freed when the last request using them ends."""
         digests = list(dict.fromkeys(key.digest for key in keys_from_wire(payload["units"])))
-        self.catalog.forget(digests)
+        self.catalog.forget(digests, shared=payload.get("shared", False))
         gone = [digest for digest in digests if digest not in self.catalog]
         keys = [key for digest in gone for key in self.store.known.placements_of(digest)]
-        if self._records is not None:
-            self._records.discard([*(UnitKey(digest, 0) for digest in gone), *keys])
+        self._records.discard([*(UnitKey(digest, 0) for digest in gone), *keys])
         for key in keys:
             if key in self.store.known:  # not gone already with a unit that it was context of
                 unit = self.store.known[key]
@@ -104,11 +106,9 @@ class ModuleControl:
 
     def _pin(self, payload: dict[str, Any]) -> dict[str, Any]:
         keys = self._hold(payload["units"])
-        ttl = payload.get("ttl")
-        pinned = self.store.pins.pin(keys, None if ttl is None else time.monotonic() + ttl)
+        pinned = self.store.pins.pin(keys, payload.get("ttl"))
         if pinned:
-            if self._records is not None:
-                self._records.pin(keys)
+            self._records.pin(keys)
             self.store.backlog.add_pinned(keys)
             self._residence.start_background()
         self._release(keys)
@@ -125,8 +125,7 @@ class ModuleControl:
     def _want_no_more(self, unit: StoredUnit) -> None:
         with self.store.known.held(unit):
             self.store.pins.unpin((unit.key,))
-            if self._records is not None:
-                self._records.unpin((unit.key,))
+            self._records.unpin((unit.key,))
             self.store.backlog.end_warming(unit)
             self._residence.reconsider(unit)
 
@@ -181,9 +180,25 @@ class ModuleControl:
             )
         return {"units": units}
 
+    def _expire(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Let go of what time has come for; of each of ``units`` whether it is pinned still, as a number."""
+        self._expiry.look()
+        known = self.store.known.by_key
+        keys = keys_from_wire(payload["units"])
+        return {"pinned": [int((unit := known.get(key)) is not None and unit.pinned) for key in keys]}
+
     def _stats(self, payload: dict[str, Any]) -> dict[str, Any]:
-        counts = public_stats(self.store) if payload.get("public") else stats(self.store)
-        return {**counts, **self._count()}
+        """Counts: all of them, those that are nobody's (``public``), one ``tenant``'s, or all and each of the
+        ``tenants``'."""
+        records = self._records.catalog
+        if (tenant := payload.get("tenant")) is not None:
+            return tenant_stats(self.store, records, tenant)
+        if payload.get("public"):
+            return {**public_stats(self.store), **records.stats(), **records.stats_of("")}
+        counts = {**stats(self.store), **records.stats()}
+        if payload.get("tenants"):
+            counts["tenants"] = stats_of_tenants(self.store, records)
+        return counts
 
     def _check(self, payload: dict[str, Any]) -> dict[str, Any]:
         self._check_integrity()

@@ -11,6 +11,7 @@ from vllm_promptcache.engine.eviction import EvictionPolicy, LeastRecentlyUsed
 from vllm_promptcache.engine.known_units import KnownUnits
 from vllm_promptcache.engine.pins import Pins
 from vllm_promptcache.engine.resident_units import ResidentUnits
+from vllm_promptcache.records.shares import Shares
 
 
 class ModuleStore:
@@ -24,12 +25,13 @@ class ModuleStore:
         pin_limit: int,
         num_positions: int,
         window: int = 0,
-        policy: Callable[[], EvictionPolicy] = LeastRecentlyUsed,
+        policy: Callable[[Shares], EvictionPolicy] = LeastRecentlyUsed,
+        tenant_fraction: float = 1.0,
     ):
         self.block_pool = block_pool
         self.block_size = block_size
         self.window = window
         self.known = KnownUnits(block_size, num_positions, window)
-        self.resident = ResidentUnits(self.known, block_pool, policy)
-        self.pins = Pins(self.known, block_pool, pin_limit)
+        self.resident = ResidentUnits(self.known, block_pool, policy, tenant_fraction)
+        self.pins = Pins(self.known, block_pool, pin_limit, tenant_fraction)
         self.backlog = Backlog(self.known)

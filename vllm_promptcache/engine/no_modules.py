@@ -9,7 +9,6 @@ from vllm_promptcache.contract.repair import RECURRENT
 from vllm_promptcache.engine.accounting import stats
 from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import Residency
-from vllm_promptcache.engine.usage import Usage
 
 
 class NoModules:
@@ -18,7 +17,6 @@ class NoModules:
     def __init__(self, store: ModuleStore) -> None:
         """``store`` is one in which nothing can be pinned."""
         self._store = store
-        self._usage = Usage()
 
     def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One call of the front end. Nothing is pinned or warmed; what is defined is not needed."""
@@ -29,13 +27,11 @@ class NoModules:
         return {**refused, **self._stats()}
 
     def _stats(self) -> dict[str, Any]:
-        return {**stats(self._store), **self._usage.stats(), "keeps_modules": False}
+        return {**stats(self._store), "keeps_modules": False}
 
     def report(self, num_tokens: int, num_found: int) -> dict[str, int]:
         """Count a request; what is reported of it: so many of its tokens were found in the prefix cache."""
-        self._usage.requests += 1
-        self._usage.tokens_saved += num_found
-        return {
+        report = {
             "modules_resident": 0,
             "modules_encoded": 0,
             "modules_loaded": 0,
@@ -46,3 +42,5 @@ class NoModules:
             "tokens_repaired": 0,
             "recurrent": 1,
         }
+        self._store.resident.tally.count_request(None, report)
+        return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -52,6 +53,12 @@ class PrivateHasher:
         self._num_plain = first.num_tokens if isinstance(first, Computed) and is_plain else 0
         # A prompt of nothing else is plain throughout, and what is generated behind it.
         self._is_all_plain = is_plain and len(composition.items) == 1
+
+    @property
+    def num_plain_blocks(self) -> int:
+        """How many blocks at the beginning of the stream are a plain request's."""
+        size = self._seats.block_size
+        return sys.maxsize if self._is_all_plain else self._num_plain // size
 
     def __call__(self, request: Request) -> list[BlockHash]:
         """Hashes of the blocks that became full since the last call; shared blocks have none (``b""``)."""

@@ -37,7 +37,8 @@ def open_catalog(vllm_config: Any, kv_cache_config: Any) -> RecordCatalog:
     index, said = _open_index(vllm_config) if disk else (None, "")
     if index is not None:
         logger.info("Prompt cache: records are kept in %s, at most %.1f GiB", index.folder, config.disk_gib)
-    return RecordCatalog(host, disk, lambda rows: rows * per_row, said, num_ranks, index)
+    fraction = config.tenant_fraction
+    return RecordCatalog(host, disk, lambda rows: rows * per_row, said, num_ranks, index, fraction)
 
 
 def open_keeper(vllm_config: Any, layers: Any) -> RecordKeeper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from vllm_promptcache.engine.stored_unit import StoredUnit
 from vllm_promptcache.records.catalog import RecordCatalog
 from vllm_promptcache.records.eviction import encoding_cost
 from vllm_promptcache.records.naming import record_name
+from vllm_promptcache.records.shares import tenant_name
 
 
 class Recordings:
@@ -67,8 +69,8 @@ class Recordings:
         if unit.key not in self._names:
             name = record_name(unit.key)
             cost = encoding_cost(len(kept), num_context_tokens)
-            num_rows, is_private = int(kept.sum()), _is_private(unit.key)
-            if not self.catalog.begin(name, num_rows, unit.origin, cost, is_private=is_private):
+            num_rows = int(kept.sum())
+            if not self.catalog.begin(name, num_rows, unit.origin, cost, **_whose(unit.key)):
                 self._end_plan(unit)
                 return None
             self._names[unit.key] = name
@@ -89,6 +91,7 @@ class Recordings:
             self.catalog.give_up(name)
 
 
-def _is_private(key: UnitKey) -> bool:
-    """Whether a record must not outlive the server: an adapter's weights are not in its files' names."""
-    return key.adapter is not None
+def _whose(key: UnitKey) -> dict[str, Any]:
+    """Whose a record is, and whether it must not outlive the server: an adapter's weights are not in its
+    files' names."""
+    return {"is_private": key.adapter is not None, "tenant": tenant_name(key.tenant)}

@@ -13,7 +13,9 @@ from vllm_promptcache.blocks.unit_key import UnitKey
 from vllm_promptcache.engine.eviction import EvictionPolicy
 from vllm_promptcache.engine.known_units import KnownUnits
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
+from vllm_promptcache.engine.tally import Reason, Tally
 from vllm_promptcache.engine.unit_events import UnitEvents
+from vllm_promptcache.records.shares import Shares
 
 MAX_KNOWN_UNITS = 20_000
 # Rows beside the KV cache, of units that nobody asks for now: at most one for so many tokens that it holds.
@@ -26,14 +28,26 @@ class ResidentUnits:
     Invariant: every allocated unit holds exactly one reference to each of its blocks, so that
     free + module blocks + requests' own blocks + the null block is the whole pool.
 
-    ``gained`` and ``lost`` are called when a unit's states are there, and when they no longer are. No
-    call takes longer the more units are known.
+    ``gained`` and ``lost`` are called when a unit's states are there, and when they no longer are, ``idle``
+    when one may go from now on. No call takes longer the more units are known. A tenant whose units hold more
+    than ``tenant_fraction`` of the blocks, rows or units that there may be is the first to lose some.
     """
 
-    def __init__(self, known: KnownUnits, block_pool: BlockPool, policy: Callable[[], EvictionPolicy]):
+    def __init__(
+        self,
+        known: KnownUnits,
+        block_pool: BlockPool,
+        policy: Callable[[Shares], EvictionPolicy],
+        tenant_fraction: float = 1.0,
+    ):
         self.known = known
         self.block_pool = block_pool
-        self.max_kept_rows = (block_pool.num_gpu_blocks - 1) * known.block_size // KEPT_ROWS_PART
+        num_blocks = block_pool.num_gpu_blocks - 1
+        self.max_kept_rows = num_blocks * known.block_size // KEPT_ROWS_PART
+        self.tally = Tally()
+        self.idle: Callable[[StoredUnit], None] = _ignore
+        # For whom blocks are looked for, and how many for units: its own go first if they pass its share.
+        self.asker: tuple[str | None, int] = (None, 0)
         self.gained: Callable[[StoredUnit], None] = _ignore
         self.lost: Callable[[StoredUnit], None] = _ignore
         self.events = UnitEvents(block_pool, known.block_size)
@@ -41,11 +55,13 @@ class ResidentUnits:
         self.num_resident = 0
         self.num_encoding = 0
         self.num_blocks = 0
-        self.num_evictions = 0
-        self.num_expired = 0
         self._dropped: list[UnitKey] = []
         # Units that may go: those with blocks, those that nobody holds, and of the latter those with rows.
-        self._with_blocks, self._unheld, self._with_rows = policy(), policy(), policy()
+        self.block_shares = Shares(tenant_fraction * num_blocks)
+        self.row_shares = Shares(tenant_fraction * self.max_kept_rows)
+        self._unit_shares = Shares(tenant_fraction * MAX_KNOWN_UNITS)
+        self._with_blocks, self._with_rows = policy(self.block_shares), policy(self.row_shares)
+        self._unheld = policy(self._unit_shares)
         known.settle = self.settle
 
     # -- coming ----------------------------------------------------------------------------------
@@ -55,9 +71,9 @@ class ResidentUnits:
         assert unit.residency is Residency.ABSENT
         unit.residency = Residency.ENCODING
         self.num_encoding += 1
-        self.num_kept_rows += unit.geometry.num_rows
+        self._count_rows(unit, 1)
         while self.num_kept_rows > self.max_kept_rows and len(self._with_rows):
-            self.evict(self.known[next(iter(self._with_rows))])
+            self.evict(self.known[next(iter(self._with_rows))], Reason.ROWS)
 
     def allocate(self, unit: StoredUnit, blocks: Sequence[KVCacheBlock] | None = None) -> None:
         """Take the unit's blocks from the pool, where the caller has checked that they are free; or share
@@ -69,7 +85,7 @@ class ResidentUnits:
             self.block_pool.touch(blocks)
             unit.blocks = list(blocks)
         assert len(unit.blocks) == unit.geometry.num_blocks
-        self.num_blocks += len(unit.blocks)
+        self._count_blocks(unit, len(unit.blocks))
 
     def finish(self, unit: StoredUnit) -> None:
         """The step being scheduled writes the last of the unit's states: others in it may read them.
@@ -137,36 +153,52 @@ class ResidentUnits:
         is_unheld = is_idle and not unit.holders
         _put(self._unheld, key, is_unheld)
         _put(self._with_rows, key, is_unheld and bool(unit.geometry.num_rows))
+        if is_idle:
+            self.idle(unit)
         if is_unheld and unit.retired:
-            self.evict(unit)
+            self.evict(unit, Reason.WITHDRAWN)
         elif not (unit.holders or unit.pinned or unit.users or unit.has_states):
             if key in self.known:
                 self.known.forget(unit)
         elif is_unheld and len(self.known) > MAX_KNOWN_UNITS:
             # Units too short to fill a block are not reclaimed for blocks: bound their number.
-            self.evict(self.known[next(iter(self._unheld))])
+            self.evict(self.known[next(iter(self._unheld))], Reason.NUMBER)
+
+    @property
+    def has_idle_blocks(self) -> bool:
+        """Whether any unit with blocks may go."""
+        return bool(len(self._with_blocks))
+
+    def give_way(self, num_blocks: int) -> None:
+        """Drop units, in the policy's order, until so many blocks have become free or none is left; but none
+        of which a live request is composed."""
+        while num_blocks > 0:
+            unit = next((u for key in self._in_order() if not (u := self.known[key]).requesters), None)
+            if unit is None:
+                return
+            num_blocks -= len(unit.blocks)
+            self.evict(unit, Reason.PREFIX)
 
     def reclaim(self, protected: Set[UnitKey]) -> Iterator[UnitKey]:
         """Drop units with blocks that are not pinned, used or protected, in the policy's order: one at
         each step, and nothing before the first."""
         while True:
-            key = next((key for key in self._with_blocks if key not in protected), None)
+            key = next((key for key in self._in_order() if key not in protected), None)
             if key is None:
                 return
-            self.evict(self.known[key])
-            self.num_evictions += 1
+            self.evict(self.known[key], Reason.BLOCKS)
             yield key
 
-    def expire(self, before: float) -> None:
-        """Drop units that are idle since before a time, as ``time.monotonic`` counts."""
-        for order in (self._with_blocks, self._unheld):
-            while (key := next(iter(order), None)) is not None and self.known[key].idle_since < before:
-                self.evict(self.known[key])
-                self.num_expired += 1
+    def _in_order(self) -> Iterator[UnitKey]:
+        tenant, num_blocks = self.asker
+        if num_blocks and self.block_shares.is_over(tenant, num_blocks):
+            yield from self._with_blocks.of(tenant)
+        yield from self._with_blocks
 
-    def evict(self, unit: StoredUnit) -> None:
+    def evict(self, unit: StoredUnit, reason: Reason) -> None:
         """Drop a unit's states, which nobody uses."""
         assert unit.residency is Residency.RESIDENT and not unit.users
+        self.tally.count_eviction(unit.key.tenant, reason)
         for order in (self._with_blocks, self._unheld, self._with_rows):
             order.evicted(unit.key)
         self._free_blocks(unit)
@@ -181,7 +213,7 @@ class ResidentUnits:
         """Drop a unit's states, if it has any that nobody uses or holds."""
         unit = self.known.by_key.get(key)
         if unit is not None and unit.is_idle and not unit.holders:
-            self.evict(unit)
+            self.evict(unit, Reason.WITHDRAWN)
 
     def drop_all(self) -> None:
         """Drop every unit's states that no running request rests on, pinned ones too.
@@ -190,7 +222,7 @@ class ResidentUnits:
         """
         for unit in list(self.known.by_key.values()):
             if unit.residency is Residency.RESIDENT and not unit.users:
-                self.evict(unit)
+                self.evict(unit, Reason.RESET)
 
     def take_dropped(self) -> tuple[UnitKey, ...]:
         """Units that went since the last call and are not coming again."""
@@ -205,16 +237,25 @@ class ResidentUnits:
     def _gone(self, unit: StoredUnit) -> None:
         """The unit's states are gone; the workers are told to drop its rows."""
         unit.residency = Residency.ABSENT
-        self.num_kept_rows -= unit.geometry.num_rows
+        self._count_rows(unit, -1)
         self._dropped.append(unit.key)
         self.lost(unit)
         self.settle(unit)
 
     def _free_blocks(self, unit: StoredUnit) -> None:
         self.events.removed(unit)
-        self.num_blocks -= len(unit.blocks)
+        self._count_blocks(unit, -len(unit.blocks))
         self.block_pool.free_blocks(reversed(unit.blocks))
         unit.blocks = []
+
+    def _count_blocks(self, unit: StoredUnit, number: int) -> None:
+        self.num_blocks += number
+        self.block_shares.add(unit.key.tenant, number)
+
+    def _count_rows(self, unit: StoredUnit, sign: int) -> None:
+        self.num_kept_rows += sign * unit.geometry.num_rows
+        self.row_shares.add(unit.key.tenant, sign * unit.geometry.num_rows)
+        self._unit_shares.add(unit.key.tenant, sign)
 
 
 def _put(order: EvictionPolicy, key: UnitKey, may_go: bool) -> None:

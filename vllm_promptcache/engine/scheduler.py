@@ -26,6 +26,7 @@ from vllm_promptcache.engine.composed_request import ComposedRequest
 from vllm_promptcache.engine.composing import Composing, just_before
 from vllm_promptcache.engine.encoding import Encodings, Stage
 from vllm_promptcache.engine.expiry import Expiry
+from vllm_promptcache.engine.keeping import Keeping
 from vllm_promptcache.engine.loading import CallWorkers, Loads
 from vllm_promptcache.engine.messages import StepMessage
 from vllm_promptcache.engine.module_control import ModuleControl
@@ -34,8 +35,8 @@ from vllm_promptcache.engine.queue_order import fair_order
 from vllm_promptcache.engine.record_settings import open_catalog
 from vllm_promptcache.engine.recording import Recordings
 from vllm_promptcache.engine.residence import Residence
+from vllm_promptcache.engine.stored_unit import StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
-from vllm_promptcache.engine.usage import Usage
 
 logger = init_logger(__name__)
 
@@ -59,9 +60,11 @@ class PromptCacheScheduling(PlainConnecting):
             super().__init__(vllm_config, *args, **kwargs)
         manager = self.kv_cache_manager
         compat.check_kv_cache(manager)
-        manager.open_store(config.pin_fraction, models.window_of(vllm_config.model_config))
+        window = models.window_of(vllm_config.model_config)
+        manager.open_store(config.pin_fraction, window, config.tenant_fraction)
         self.store, self.composed = manager.store, manager.composed
         self.catalog = UnitCatalog()
+        self.store.known.is_shared = self.catalog.is_shared
         vocabulary = vllm_config.model_config.get_vocab_size()
         caches = manager.enable_caching and self.hash_block_size == self.store.block_size
         plain_hash = compat.plain_block_hash(vllm_config) if caches else None
@@ -76,16 +79,17 @@ class PromptCacheScheduling(PlainConnecting):
         self.store.known.is_movable = lambda: self.loads.is_movable
         self.residence = Residence(self.store, self.composed, self.encodings, self, in_background)
         self.residence.providers.insert(0, self.loads)
-        self.usage = Usage()
-        self._expiry = Expiry(self.store, config.module_ttl_s, self.loads.unpin)
+        self._module_ttl_s = config.module_ttl_s
+        self._keeping = Keeping(self.store, self.loads)
+        self._expiry = Expiry(self.store, self._ttl_of, self._keeping.ended)
         self.control = ModuleControl(
             self.store,
             self.catalog,
             self.residence,
             self.check_integrity,
-            config.repair.link_tokens,
             self.loads,
-            lambda: {**self.usage.stats(), **self.records.stats()},
+            self._expiry,
+            config.repair.link_tokens,
         )
         self._stood_still = False
         compat.install_engine_utility()
@@ -111,6 +115,7 @@ class PromptCacheScheduling(PlainConnecting):
             compat.refuse(self, request.request_id, str(error))
             return
         self.composed.add(composed)
+        self._keeping.keep(composed, wire.get("keeps", ()))
         self.loads.touch(composed.composition.unit_keys)
         super().add_request(request)
         self.residence.serve(composed)
@@ -191,6 +196,7 @@ class PromptCacheScheduling(PlainConnecting):
         for encoding in written:
             for unit in encoding.units:
                 self.recordings.complete(unit)
+                self.store.resident.tally.count_encoding(unit.key.tenant)
         loads = self.loads.take_loads()
         orders = self.records.take_orders()
         message = StepMessage(admissions, self.store.resident.take_dropped(), loads, orders)
@@ -248,7 +254,8 @@ class PromptCacheScheduling(PlainConnecting):
             return False
         if not composed.reported:
             composed.reported = True
-            report = self.usage.count(composed)
+            report = composed.report
+            self.store.resident.tally.count_request(composed.request.cache_salt, report)
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA_ARG: report}
         stats = output.prefill_stats
         if stats is not None:
@@ -268,8 +275,13 @@ class PromptCacheScheduling(PlainConnecting):
         self.composing.adapters.loaded(lora_request)
 
     def has_requests(self) -> bool:
-        """As vLLM's; what is loaded for a pin, or is to be, needs steps as well."""
-        return self.loads.wants_step or super().has_requests()
+        """As vLLM's; what is loaded for a pin, is to be, or has expired, needs steps as well."""
+        return self.loads.wants_step or self.store.resident.has_dropped or super().has_requests()
+
+    def _ttl_of(self, unit: StoredUnit) -> float | None:
+        """After how many seconds without use a unit's states go: the fewest that anybody has said."""
+        said = (self._module_ttl_s, self.catalog.ttl_of(unit.key.digest), unit.ttl_s)
+        return min((ttl for ttl in said if ttl is not None), default=None)
 
     def meet_workers(self, call_workers: CallWorkers) -> None:
         """How to ask something of all workers between steps."""

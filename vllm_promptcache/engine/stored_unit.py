@@ -33,8 +33,8 @@ class StoredUnit:
     ``blocks`` holds one reference each while they are allocated. ``users`` counts running requests whose
     block tables or edge rows rest on them, ``holders`` whoever wants the unit to stay known: live
     requests and units in whose context it stands. ``requesters`` are the live requests that are composed
-    of it. ``idle_since`` is when the last user went, in seconds. ``is_warmed`` says that it is to be encoded
-    though nobody asks for it.
+    of it. ``idle_since`` is when the last user went, in seconds; after ``ttl_s`` more its states go, as
+    requests have said. ``is_warmed`` says that it is to be encoded though nobody asks for it.
     """
 
     key: UnitKey
@@ -54,6 +54,7 @@ class StoredUnit:
     requesters: dict[str, None] = field(default_factory=dict)
     blocks: list[KVCacheBlock] = field(default_factory=list)
     idle_since: float = 0.0
+    ttl_s: float | None = None
 
     @cached_property
     def whole(self) -> UnitKey | None:

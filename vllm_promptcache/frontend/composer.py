@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vllm_promptcache.blocks.wire import plan_to_wire, prompt_token_ids, units_to_wire
+from vllm_promptcache.blocks.wire import Keep, plan_to_wire, prompt_token_ids, units_to_wire
 from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import AUTO, Repair
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, SMALL_MODULES
@@ -44,13 +44,15 @@ class ComposedPrompt:
     """A prompt as the engine is asked to run it.
 
     ``entry`` is the schema's, if it is over one. At most ``max_new_tokens`` can be generated: positions or
-    blocks run out. ``no_room`` says that modules are not reused as the KV cache is too small for them.
+    blocks run out. ``no_room`` says that modules are not reused as the KV cache is too small for them, and
+    ``keeps`` what is to be kept of it, and how long.
     """
 
     plan: Plan
     entry: SchemaEntry | None
     max_new_tokens: int
     no_room: bool = False
+    keeps: tuple[Keep, ...] = ()
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -72,7 +74,7 @@ class ComposedPrompt:
 
     @cached_property
     def _wire(self) -> dict[str, Any]:
-        return plan_to_wire(self.plan, with_texts=False, no_room=self.no_room)
+        return plan_to_wire(self.plan, with_texts=False, no_room=self.no_room, keeps=self.keeps)
 
     @cached_property
     def _texts(self) -> dict[str, Any]:
@@ -131,13 +133,13 @@ class Composer:
         options: PromptOptions,
         texts: Sequence[str | Sequence[int]],
         *,
-        tenant: bool = False,
+        adapter: bool = False,
         salt: str | None = None,
     ) -> list[ComposedPrompt]:
         """One prompt for each text (or its token IDs), which follows the PML as new text.
 
-        A ``tenant`` has states of its own: an adapter, or a cache salt. What is remembered of a request is
-        found again by those with the same ``salt``.
+        An ``adapter`` has states of its own, and so has a cache ``salt``, but of modules that all share. What
+        is remembered of a request is found again by those with the same ``salt``.
         """
         if len(texts) > MAX_PROMPTS:
             what = f"prompt: {len(texts)} prompts; pml takes at most {MAX_PROMPTS}"
@@ -146,12 +148,13 @@ class Composer:
             self._refuse_long(text)
         read = await self._read(pml, salt)
         entry = read.entry
+        pinned = self._pinned_for(entry, adapter, salt)
 
         def compose() -> list[ComposedPrompt]:
             resolution = resolve_prompt(entry.layout, read.prompt, IssueList(), entry.members)
             tails = [self._token_ids(text) for text in texts]
             plans = [build_resolved(entry.layout, resolution, [(ids, "prompt")]) for ids in tails]
-            return [self._compose(entry, plan, options, tenant) for plan in plans]
+            return [self._compose(entry, plan, options, pinned) for plan in plans]
 
         is_small = read.is_small and len(texts) <= _FEW_PROMPTS
         prompts = await self._run(compose, is_small and sum(map(len, texts)) <= SMALL_CHARACTERS)
@@ -164,7 +167,7 @@ class Composer:
         options: PromptOptions,
         turns: Turns,
         *,
-        tenant: bool = False,
+        adapter: bool = False,
         salt: str | None = None,
     ) -> ComposedPrompt:
         """The prompt and the turns of a chat as one conversation, and the template's generation prompt."""
@@ -172,6 +175,7 @@ class Composer:
             raise _never_fits("messages", f"more than {self._max_characters} characters")
         read = await self._read(pml, salt)
         entry = read.entry
+        pinned = self._pinned_for(entry, adapter, salt)
 
         def compose() -> ComposedPrompt:
             resolution = resolve_prompt(entry.layout, read.prompt, IssueList(), entry.members)
@@ -179,7 +183,7 @@ class Composer:
                 plan = build_chat(entry.layout, resolution, turns)
             except ChatTemplateError as error:
                 raise RefusedError(str(error), field="messages") from error
-            return self._compose(entry, plan, options, tenant)
+            return self._compose(entry, plan, options, pinned)
 
         said = (turns.messages, turns.tools, turns.template_options)
         prompt = await self._run(compose, read.is_small and not has_more_text(said, SMALL_CHARACTERS))
@@ -195,14 +199,14 @@ class Composer:
         entry: SchemaEntry,
         plan: Plan,
         options: PromptOptions,
-        tenant: bool,
+        pinned: Container[Placement],
     ) -> ComposedPrompt:
         repair = self._repair if options.repair is None else options.repair
         if not self._capacity.keeps_modules:
             plan = plain_prompt(plan)
             return ComposedPrompt(plan, entry, self._builder.max_model_len - plan.next_position)
         plan = repaired(plan, repair)
-        room = self._capacity.max_new_tokens(entry.layout, plan, () if tenant else entry.pinned)
+        room = self._capacity.max_new_tokens(entry.layout, plan, pinned)
         no_room = room == 0
         if no_room:
             plan = without_reuse(plan)
@@ -211,6 +215,15 @@ class Composer:
         prompt = ComposedPrompt(plan, entry, min(room, positions), no_room)
         prompt.prepare()
         return prompt
+
+    def _pinned_for(self, entry: SchemaEntry, adapter: bool, salt: str | None) -> Container[Placement]:
+        """The units that are pinned already for a request with an adapter, or a salt."""
+        if adapter:
+            return ()
+        if salt is None:
+            return entry.pinned
+        is_shared = self._registry.telling.is_shared(entry)
+        return entry.pinned.intersection(entry.placements) if is_shared else ()
 
     async def _read(self, pml: object, salt: str | None) -> _Read:
         """The schema and the prompt of a request's document."""

@@ -17,6 +17,9 @@ from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.layout.parts import ModuleLayout
 from vllm_promptcache.layout.schema import SchemaLayout
 
+# Where a schema came from that is not the operator's: clients may register it.
+API = "api"
+
 
 # Not frozen: whether the engine holds it, and what is pinned, changes.
 @dataclass(eq=False)
@@ -26,13 +29,16 @@ class SchemaEntry:
     ``source`` says where it came from: a file, ``api`` or ``request``. ``is_defined`` is true while the
     engine knows the texts of its units; ``pinned`` holds those that are pinned.
     ``num_requests`` counts the prompts over it that had no salt. ``members`` are those of its pools that
-    were registered.
+    were registered. Pins that are ``ending`` do so when nobody has used them for so many seconds, and states
+    that are not pinned go after ``ttl``.
     """
 
     layout: SchemaLayout
     source: str
     is_defined: bool = False
     pinned: set[Placement] = field(default_factory=set)
+    ending: dict[Placement, float] = field(default_factory=dict)
+    ttl: float | None = None
     num_requests: int = 0
     members: PoolMembers = field(default_factory=PoolMembers)
 
@@ -54,6 +60,29 @@ class SchemaEntry:
     def defines(self, unit: Unit) -> bool:
         """Whether a unit is one of the schema's own, or a registered member's."""
         return unit in self.layout.unit_places or unit in self.members
+
+    def pin(self, placements: Iterable[Placement], ttl: float | None = None) -> None:
+        """Units are pinned, for ever or for so many seconds after their last use."""
+        for placement in placements:
+            self.pinned.add(placement)
+            if ttl is None:
+                self.ending.pop(placement, None)
+            else:
+                self.ending[placement] = ttl
+
+    def unpin(self, placements: Iterable[Placement]) -> None:
+        """Units are not pinned any more."""
+        gone = set(placements)
+        self.pinned -= gone
+        for placement in gone & self.ending.keys():
+            del self.ending[placement]
+        for member in self.members if gone else ():
+            member.is_pinned = member.is_pinned and member.unit.placement not in gone
+
+    def take_pins(self, pinned: Iterable[Iterable[Any]], ttls: Iterable[Iterable[Any]]) -> None:
+        """Have the pins that are said of another front end's, and no others."""
+        self.pinned = {Placement(*placement) for placement in pinned}
+        self.ending = {Placement(digest, position): ttl for digest, position, ttl in ttls}
 
     def take_members(self, said: Mapping[str, list[Any]], encoder: TextEncoder) -> None:
         """Have the registered members that are ``said`` of another front end's, and no others."""

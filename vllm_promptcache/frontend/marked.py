@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vllm_promptcache.blocks.wire import Keep
+from vllm_promptcache.contract.plan import CachedSegment, Plan
 from vllm_promptcache.contract.repair import FULL, RECURRENT, Repair
 from vllm_promptcache.frontend.admission import engine_input
 from vllm_promptcache.frontend.capacity import Capacity
 from vllm_promptcache.frontend.composer import ComposedPrompt
 from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, EngineConnection, run_sync
 from vllm_promptcache.frontend.errors import RefusedError
-from vllm_promptcache.frontend.marks import MarkedParts, Span, read_marks, with_line_breaks
+from vllm_promptcache.frontend.marks import Mark, MarkedParts, Span, read_marks, with_line_breaks
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.layout.encoder import TextEncoder
 from vllm_promptcache.plan.marked import TokenRun, build_marked
@@ -40,6 +42,8 @@ class MarkComposer:
         self._max_model_len = max_model_len
         self._min_tokens = min_tokens
         self._repair = repair
+        # Whether anything was marked that goes after some time.
+        self.has_times = False
 
     async def compose(
         self, prompt: str, parts: MarkedParts, options: PromptOptions
@@ -72,7 +76,9 @@ class MarkComposer:
         room = self._capacity.max_new_tokens(None, plan, ())
         if not room:
             raise RefusedError("the KV cache is too small for the marked parts together", field="messages")
-        return ComposedPrompt(plan, None, min(room, positions)), len(marked)
+        keeps = tuple(_keeps(runs, [span.mark for span, _ in marked], plan))
+        self.has_times = self.has_times or bool(keeps)
+        return ComposedPrompt(plan, None, min(room, positions), keeps=keeps), len(marked)
 
     def _runs(self, prompt: str, marked: list[tuple[Span, list[int]]]) -> Iterator[TokenRun]:
         """The marked parts and the text around them, in order."""
@@ -85,6 +91,20 @@ class MarkComposer:
 
     def _tokens(self, prompt: str, span: Span) -> list[int]:
         return self._encoder.encode(prompt[span.start : span.end])
+
+
+def _keeps(runs: Sequence[TokenRun], marks: Sequence[Mark], plan: Plan) -> Iterator[Keep]:
+    """What marks want to be kept of the parts that a plan reuses; the marked runs are theirs, in order."""
+    wanted: dict[int, Mark] = {}
+    position, left = 0, iter(marks)
+    for run in runs:
+        if run.mark is not None:
+            wanted[position] = next(left)
+        position += len(run.token_ids)
+    for segment in plan.segments:
+        mark = wanted.pop(segment.position, None) if isinstance(segment, CachedSegment) else None
+        if isinstance(segment, CachedSegment) and mark is not None and (mark.pin or mark.ttl is not None):
+            yield Keep(segment.placement, mark.ttl, mark.pin)
 
 
 def text_of(prompt: Any, tok_params: Any) -> str:

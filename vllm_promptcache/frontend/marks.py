@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from vllm_promptcache.frontend.errors import RefusedError
 
 CACHE_CONTROL, PROMPT_CACHE = "cache_control", "prompt_cache"
 
-NO_PINS = "a marked part cannot be pinned: register it as a member of a pool to have it pinned"
+NO_PINS = "a marked part is not pinned: this server's clients do not manage what stays"
 
 # After so many parts that are not found, no others are looked for: each search reads all of the prompt.
 _MAX_MISSES = 16
@@ -31,9 +31,8 @@ _MAX_NAME = 512
 
 @dataclass(frozen=True)
 class Mark:
-    """What a mark says: a `name`, and what it asks for: that the part's states are held for so many seconds
-    after their last use (`ttl`), or whoever wants their blocks (`pin`). Neither is done: what is marked is
-    kept as long as there is room, and a pin is said to be ignored."""
+    """What a mark says: a `name`, and how long the part's states stay. With `pin` they stay, whoever wants
+    their blocks, until nobody has used them for `ttl` seconds; without, they go then at the latest."""
 
     name: str | None = None
     ttl: float | None = None
@@ -98,8 +97,11 @@ def read_marks(
     documents: Sequence[Any] | None = None,
     tools: Sequence[Any] | None = None,
     auto: Sequence[str] = (),
+    may_pin: bool = True,
 ) -> MarkedParts:
     """The parts of a request, and what is marked of them, by the client or `auto`matically.
+
+    Where the client may not pin, a mark that wants it is a mark without it, and a problem.
 
     Raises:
         RefusedError: a mark says what none can say.
@@ -124,13 +126,15 @@ def read_marks(
                 problem = f"a part of type {part.get('type')!r} cannot be marked, only text"
         if message.get("role") in ("system", "developer") and first_turn == len(parts) - 1:
             first_turn = len(parts)
-    if any(part.mark is not None and part.mark.pin for part in parts):
+    of_tools = [_tool(tool, is_auto="tools" in auto) for tool in tools or ()]
+    if not may_pin and any(part.mark is not None and part.mark.pin for part in (*parts, *of_tools)):
         problem = problem or NO_PINS
+        parts, of_tools = [*map(_unpinned, parts)], [*map(_unpinned, of_tools)]
     return MarkedParts(
         tuple(parts),
         first_turn,
         tuple(chain(*[_document(d) for d in documents or ()])) if "documents" in auto else (),
-        tuple([_tool(tool, is_auto="tools" in auto) for tool in tools or ()]),
+        tuple(of_tools),
         problem,
     )
 
@@ -148,6 +152,10 @@ def with_line_breaks(prompt: str, spans: Sequence[Span]) -> list[Span]:
         else span
         for span in spans
     ]
+
+
+def _unpinned(part: Part) -> Part:
+    return part if part.mark is None else part._replace(mark=replace(part.mark, pin=False))
 
 
 def _mark_of(part: Mapping[str, Any]) -> Mark | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vllm_promptcache.contract.unit import Placement, Unit
@@ -18,7 +17,8 @@ from vllm_promptcache.pml.source import Place, Source
 
 
 class NewMember(NamedTuple):
-    """A member as it is registered: `pin` holds its states, for `ttl` seconds after the last use if given."""
+    """A member as it is registered: `pin` holds its states. `ttl` seconds after their last use, if it is
+    given, pinned states are held no more, and others go."""
 
     name: str
     text: str
@@ -29,12 +29,11 @@ class NewMember(NamedTuple):
 # Not frozen: it is used, and its pin ends.
 @dataclass(eq=False, slots=True)
 class Member:
-    """A member and its place in a pool. `used_at` is in seconds of `time.monotonic`."""
+    """A member and its place in a pool."""
 
     said: NewMember
     layout: ModuleLayout
     is_pinned: bool = False
-    used_at: float = field(default_factory=time.monotonic)
 
     @property
     def unit(self) -> Unit:
@@ -47,9 +46,10 @@ class Member:
         """How many tokens it has."""
         return self.layout.num_tokens
 
-    def has_expired(self, now: float) -> bool:
-        """Whether it is pinned and has not been used for too long."""
-        return self.is_pinned and self.said.ttl is not None and now - self.used_at > self.said.ttl
+    @property
+    def lasting(self) -> float | None:
+        """After how many seconds without use its states go; a pinned one's pin ends then instead."""
+        return None if self.said.pin else self.said.ttl
 
 
 class MemberError(ValueError):
@@ -71,12 +71,13 @@ def make_member(pool: PoolLayout, said: NewMember, encoder: TextEncoder) -> Memb
 class PoolMembers:
     """The registered members of one schema's pools, by the pools' paths and their names.
 
-    Seen as a mapping of mappings to layouts where a prompt looks its members up: who is looked up is used.
+    Seen as a mapping of mappings to layouts where a prompt looks its members up.
     """
 
     def __init__(self) -> None:
         self._pools: dict[str, dict[str, Member]] = {}
         self._units: set[Unit] = set()
+        self._have_times = False
 
     def __iter__(self) -> Iterator[Member]:
         return (member for members in self._pools.values() for member in members.values())
@@ -103,6 +104,7 @@ class PoolMembers:
         old = members.get(member.said.name)
         members[member.said.name] = member
         self._units.add(member.unit)
+        self._have_times = self._have_times or member.lasting is not None
         if old is not None:
             self._units.discard(old.unit)
         return old
@@ -113,6 +115,11 @@ class PoolMembers:
         if member is not None:
             self._units.discard(member.unit)
         return member
+
+    @property
+    def have_times(self) -> bool:
+        """Whether there has been any that goes after some time; pins that end are the schema's."""
+        return self._have_times
 
     def placements(self) -> list[Placement]:
         """Where members are at home."""
@@ -158,9 +165,7 @@ class _Layouts(Mapping[str, ModuleLayout]):
         self._members = members
 
     def __getitem__(self, name: str) -> ModuleLayout:
-        member = self._members[name]
-        member.used_at = time.monotonic()
-        return member.layout
+        return self._members[name].layout
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -173,11 +178,6 @@ def first_members(members: Mapping[str, Member], after: str | None, limit: int) 
     """At most so many members by name, behind a name, and whether there are more."""
     names = sorted(name for name in members if after is None or name > after)
     return [members[name] for name in names[:limit]], len(names) > limit
-
-
-def expired(members: Iterable[Member], now: float) -> list[Member]:
-    """Members whose pins have ended."""
-    return [member for member in members if member.has_expired(now)]
 
 
 def described(member: Member, residency: Callable[[Placement], Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.errors import quote, unknown
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
-from vllm_promptcache.frontend.members import Member, MemberError, NewMember, expired, make_member
+from vllm_promptcache.frontend.members import Member, MemberError, NewMember, make_member
 from vllm_promptcache.frontend.registry import SchemaRegistry
 from vllm_promptcache.layout.parts import PoolLayout
 
@@ -85,7 +84,7 @@ class PoolRegistry:
             if registry.num_members + len(members) > self._max_members:
                 raise RefusedError(f"there would be more than {self._max_members} members", CONFLICT)
             new = [member for member in made if isinstance(member, Member)]
-            await registry.define_members(new)
+            await registry.telling.define_members(new)
             puts = []
             for said, member in zip(members, made, strict=True):
                 puts.append(
@@ -104,17 +103,6 @@ class PoolRegistry:
             if (member := entry.members.remove(layout.path, name)) is not None:
                 await self._let_go(entry, member)
             self._registry.publish([entry])
-
-    async def drop_expired(self) -> None:
-        """Let go of pins that have not been used for as long as they were to be held."""
-        now = time.monotonic()
-        for entry in list(self._registry.entries.values()):
-            if expired(entry.members, now):
-                async with self._registry.changing():
-                    for member in expired(entry.members, now):
-                        member.is_pinned = False
-                        await self._unpin(entry, member.unit.placement)
-                    self._registry.publish([entry])
 
     def encode_ahead(self, schema: str, pool: str, names: Iterable[str]) -> None:
         """Encode members in the background, a few at once. Needs an event loop."""
@@ -145,16 +133,16 @@ class PoolRegistry:
         name = member.said.name
         old = entry.members.of(pool.path).get(name)
         if old is not None and old.said == member.said and old.is_pinned == member.said.pin:
-            await self._registry.forget_members([member])
+            await self._registry.telling.forget_members([member])
             return Put(name, "unchanged", member.num_tokens)
         if member.said.pin:
             try:
-                await self._registry.hold([member.unit.placement])
+                await self._registry.hold([member.unit.placement], member.said.ttl)
             except RefusedError as refusal:
-                await self._registry.forget_members([member])
+                await self._registry.telling.forget_members([member])
                 return Put(name, "refused", error=str(refusal))
             member.is_pinned = True
-            entry.pinned.add(member.unit.placement)
+            entry.pin([member.unit.placement], member.said.ttl)
         entry.members.put(pool.path, member)
         if old is not None:
             await self._let_go(entry, old)
@@ -163,11 +151,11 @@ class PoolRegistry:
     async def _let_go(self, entry: SchemaEntry, member: Member) -> None:
         if member.is_pinned:
             await self._unpin(entry, member.unit.placement)
-        await self._registry.forget_members([member])
+        await self._registry.telling.forget_members([member])
 
     async def _unpin(self, entry: SchemaEntry, placement: Placement) -> None:
         if not any(other.is_pinned and other.unit.placement == placement for other in entry.members):
-            entry.pinned.discard(placement)
+            entry.unpin([placement])
             await self._registry.release([placement])
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from vllm_promptcache.blocks.wire import units_to_wire
-from vllm_promptcache.contract.unit import Placement, Unit
+from vllm_promptcache.contract.unit import Placement
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.frontend.catalog import Catalog
 from vllm_promptcache.frontend.connection import EngineConnection
 from vllm_promptcache.frontend.documents import LayoutBuilder
-from vllm_promptcache.frontend.entry import SchemaEntry
+from vllm_promptcache.frontend.entry import API, SchemaEntry
 from vllm_promptcache.frontend.errors import CONFLICT, INSUFFICIENT_STORAGE, NOT_FOUND, RefusedError
-from vllm_promptcache.frontend.members import Member
+from vllm_promptcache.frontend.telling import TOLD_AT_ONCE, UnitTelling, slices
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.pml.stored import schema_from_plain, to_plain
 
@@ -26,14 +25,11 @@ _SCHEMA = "schema"
 
 logger = logging.getLogger("vllm.promptcache")
 
-# Units of one call to the engine, which answers between two steps: others have their turn between calls.
-TOLD_AT_ONCE = 512
+# Units that are encoded at once: others have their turn between calls.
 ENCODED_AT_ONCE = 64
 
 # What all registered schemas may take of this process's memory: far more than models have positions for.
 MAX_BYTES = 1024**3
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,13 @@ class SchemaRegistry:
     """
 
     def __init__(
-        self, connection: EngineConnection, builder: LayoutBuilder, max_schemas: int, catalog: Catalog | None
+        self,
+        connection: EngineConnection,
+        builder: LayoutBuilder,
+        max_schemas: int,
+        catalog: Catalog | None,
+        *,
+        shares_operators: bool = True,
     ) -> None:
         self.connection = connection
         self.builder = builder
@@ -62,6 +64,7 @@ class SchemaRegistry:
         self.entries: dict[str, SchemaEntry] = {}
         self.layouts: dict[str, SchemaLayout] = {}
         self._catalog = catalog
+        self.telling = UnitTelling(connection, shares_operators=shares_operators)
         self._change = asyncio.Lock()
 
     def __getitem__(self, name: str) -> SchemaEntry:
@@ -76,11 +79,14 @@ class SchemaRegistry:
         text: str | bytes | Mapping[str, Any],
         *,
         where: str = "pml",
-        source: str = "api",
+        source: str = API,
         pin: bool = False,
+        ttl: float | None = None,
     ) -> Registered:
         """Register all schemas of a document, or one in the JSON form, or none; with ``pin``, pin and encode
         them.
+
+        When nobody has used a module for ``ttl`` seconds its pin ends, or, without one, its states go.
 
         A schema that is registered already with the same content stays as it is, but for ``pin``.
 
@@ -89,22 +95,24 @@ class SchemaRegistry:
             RefusedError: there are too many schemas (409), or pinning would pass the limit (507).
         """
         layouts = await self.connection.run(lambda: self.builder.schemas_of(text, where))
-        return await self.register_layouts(layouts, source=source, pin=pin)
+        return await self.register_layouts(layouts, source=source, pin=pin, ttl=ttl)
 
     async def register_layouts(
-        self, layouts: Iterable[SchemaLayout], *, source: str, pin: bool = False
+        self, layouts: Iterable[SchemaLayout], *, source: str, pin: bool = False, ttl: float | None = None
     ) -> Registered:
         """As `register`, for schemas that are laid out."""
         async with self.changing():
             entries = [self._same_or_new(layout, source) for layout in layouts]
             new = [entry for entry in entries if not entry.is_defined]
+            for entry in entries:
+                await self._set_ttl(entry, None if pin else ttl)
             self._refuse_too_many(new)
             self._refuse_too_much(new)
             for entry in new:
                 await self._inherit(entry)
-                await self._define(entry)
+                await self.telling.define(entry)
             if pin:
-                await self._pin_all(entries, new)
+                await self._pin_all(entries, new, ttl)
             for entry in new:
                 entry.is_defined = True
                 old = self.entries.get(entry.name)
@@ -139,7 +147,7 @@ class SchemaRegistry:
             entry = self[name]
             placements = entry.placements_of(modules)
             await self.hold(placements)
-            entry.pinned.update(placements)
+            entry.pin(placements)
             self.publish([entry])
 
     async def unpin(self, name: str, modules: Iterable[str] | None = None) -> None:
@@ -147,7 +155,7 @@ class SchemaRegistry:
         async with self.changing():
             entry = self[name]
             placements = entry.placements_of(modules)
-            entry.pinned.difference_update(placements)
+            entry.unpin(placements)
             await self.release(placements)
             self.publish([entry])
 
@@ -159,7 +167,7 @@ class SchemaRegistry:
         """
         placements = self[name].placements_of(modules)
         before: Sequence[Placement] = ()
-        for units in _slices(placements, ENCODED_AT_ONCE):
+        for units in slices(placements, ENCODED_AT_ONCE):
             await self._wait_until_encoded(before)
             await self._start_encoding(units)
             before = units
@@ -182,15 +190,18 @@ class SchemaRegistry:
         """Residency, blocks and users of a schema's units."""
         return await self.status_of(entry.placements)
 
-    async def stats(self, *, public: bool = False) -> dict[str, Any]:
-        """The engine's counts, and the registry's; ``public`` ones leave out what tenants have."""
-        stats = await self.connection.call("stats", {"public": public})
-        return {**stats, "schemas": len(self.entries)}
+    async def stats(
+        self, *, public: bool = False, tenants: bool = False, tenant: str | None = None
+    ) -> dict[str, Any]:
+        """The engine's counts, and the registry's; ``public`` ones leave out what tenants have. With
+        ``tenants`` each tenant's are there as well; those of one ``tenant`` are nobody else's."""
+        how = {"public": public, "tenants": tenants, "tenant": tenant}
+        return {**await self.connection.call("stats", how), "schemas": len(self.entries)}
 
     async def status_of(self, placements: Sequence[Placement]) -> dict[Placement, Mapping[str, Any]]:
         """Residency, blocks and users of units."""
         found: dict[Placement, Mapping[str, Any]] = {}
-        for units in _slices(placements, TOLD_AT_ONCE):
+        for units in slices(placements, TOLD_AT_ONCE):
             answer = await self.connection.call("status", {"units": units})
             found.update(zip(units, answer["units"], strict=True))
         return found
@@ -250,14 +261,17 @@ class SchemaRegistry:
                     continue
                 entry = self.entries[name] = SchemaEntry(layout, said["source"], is_defined=True)
                 self.layouts[name] = layout
-            entry.pinned = {Placement(*placement) for placement in said["pinned"]}
+            entry.take_pins(said["pinned"], said.get("ttls", ()))
+            entry.ttl = said.get("ttl")
             await self.connection.run(partial(entry.take_members, said["members"], self.builder.encoder))
 
     async def _tell_engines(self) -> None:
         """Tell engines that have just started what was registered before."""
         for entry in self.entries.values():
-            await self._define(entry)
-            await self._call("pin", list(entry.pinned))
+            await self.telling.define(entry)
+            for ttl in {entry.ending.get(placement) for placement in entry.pinned}:
+                units = [placement for placement in entry.pinned if entry.ending.get(placement) == ttl]
+                await self._call("pin", units, ttl)
 
     def publish(self, entries: Iterable[SchemaEntry]) -> None:
         """Tell other front ends of schemas as they are now."""
@@ -267,6 +281,8 @@ class SchemaRegistry:
                     "digest": entry.layout.digest,
                     "source": entry.source,
                     "pinned": list(entry.pinned),
+                    "ttls": [[*placement, ttl] for placement, ttl in entry.ending.items()],
+                    "ttl": entry.ttl,
                     "schema": to_plain(entry.layout.node),
                     "members": entry.members.to_plain(),
                 }
@@ -275,6 +291,15 @@ class SchemaRegistry:
             self._catalog.put(_SCHEMA, said)
 
     # -- changes, with the lock held -------------------------------------------------------------
+
+    async def _set_ttl(self, entry: SchemaEntry, ttl: float | None) -> None:
+        """Have a schema's states go after another time."""
+        if entry.ttl == ttl:
+            return
+        entry.ttl = ttl
+        if entry.is_defined:  # a holder more, with the new time, and one less
+            await self.telling.define(entry)
+            await self.telling.forget(entry)
 
     def _same_or_new(self, layout: SchemaLayout, source: str) -> SchemaEntry:
         found = self.entries.get(layout.name)
@@ -295,33 +320,6 @@ class SchemaRegistry:
             what = f"registered schemas would take {num_bytes} bytes of memory; {self.max_bytes} are allowed"
             raise RefusedError(f"{what}: delete some first", INSUFFICIENT_STORAGE)
 
-    async def _define(self, entry: SchemaEntry) -> None:
-        """Tell the engine of a schema's units, which then has them until it forgets them."""
-        texts = await self.connection.run(entry.texts)
-        for digests in _slices(list(texts), TOLD_AT_ONCE):
-            await self.connection.call("define", {"texts": {digest: texts[digest] for digest in digests}})
-        await self.define_members(entry.members)
-
-    async def define_members(self, members: Iterable[Member]) -> None:
-        """Tell the engine of members' units, which it has until each is forgotten."""
-        left = [member.unit for member in members]
-        while left:
-            # The same text under several names is held by each.
-            units: dict[str, Unit] = {}
-            again = []
-            for unit in left:
-                if units.setdefault(unit.digest, unit) is not unit or len(units) > TOLD_AT_ONCE:
-                    again.append(unit)
-            told = dict(list(units.items())[:TOLD_AT_ONCE])
-            texts = await self.connection.run(partial(units_to_wire, told.values()))
-            await self.connection.call("define", {"texts": {digest: texts[digest] for digest in told}})
-            left = again
-
-    async def forget_members(self, members: Iterable[Member]) -> None:
-        """Have the engine forget members' units."""
-        for member in members:
-            await self.connection.call("forget", {"units": [member.unit.placement]})
-
     async def _inherit(self, entry: SchemaEntry) -> None:
         """Give a new version of a schema the members of the old one's pools."""
         old = self.entries.get(entry.name)
@@ -334,36 +332,35 @@ class SchemaRegistry:
         for member in entry.members:
             if member.said.pin and not member.is_pinned:
                 try:
-                    await self.hold([member.unit.placement])
+                    await self.hold([member.unit.placement], member.said.ttl)
                 except RefusedError:
                     return
                 member.is_pinned = True
-                entry.pinned.add(member.unit.placement)
+                entry.pin([member.unit.placement], member.said.ttl)
 
-    async def _forget(self, entry: SchemaEntry) -> None:
-        await self._call("forget", list({place.digest: place for place in entry.placements}.values()))
-        await self.forget_members(entry.members)
-
-    async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry]) -> None:
+    async def _pin_all(self, entries: list[SchemaEntry], new: list[SchemaEntry], ttl: float | None) -> None:
         """Pin schemas, in the place of the versions that they replace; else leave all as it was."""
         replaced = [self.entries[entry.name] for entry in new if entry.name in self.entries]
         freed = self._not_held({placement for old in replaced for placement in old.pinned}, besides=replaced)
         await self._call("unpin", freed)
         try:
-            await self.hold([placement for entry in entries for placement in entry.placements])
+            await self.hold([placement for entry in entries for placement in entry.placements], ttl)
         except RefusedError:
             await self._call("pin", freed)
             for entry in new:
-                await self._forget(entry)
+                await self.telling.forget(entry)
             raise
         for entry in entries:
-            entry.pinned.update(entry.placements)
+            entry.pin(entry.placements, ttl)
 
-    async def hold(self, placements: list[Placement]) -> None:
-        """Pin units in the engine: all or none. Raises RefusedError (507)."""
+    async def hold(self, placements: list[Placement], ttl: float | None = None) -> None:
+        """Pin units in the engine, all or none, for ``ttl`` seconds after their last use.
+
+        Raises RefusedError (507).
+        """
         told = list[Placement]()
-        for units in _slices(placements, TOLD_AT_ONCE):
-            answer = await self.connection.call("pin", {"units": units})
+        for units in slices(placements, TOLD_AT_ONCE):
+            answer = await self.connection.call("pin", {"units": units, "ttl": ttl})
             if answer["pinned"]:
                 told += units
                 continue
@@ -373,18 +370,19 @@ class SchemaRegistry:
             raise RefusedError(answer.get("refused") or f"{what}: {pinned}", INSUFFICIENT_STORAGE)
 
     async def _withdraw(self, entry: SchemaEntry) -> None:
-        entry.is_defined, held, entry.pinned = False, entry.pinned, set()
+        entry.is_defined, held = False, set(entry.pinned)
+        entry.unpin(held)
         await self.release(held)
-        await self._forget(entry)
+        await self.telling.forget(entry)
 
     async def release(self, placements: Iterable[Placement]) -> None:
         """Unpin units, but for those that another schema has pinned."""
         await self._call("unpin", self._not_held(placements))
 
-    async def _call(self, operation: str, placements: Sequence[Placement]) -> None:
+    async def _call(self, operation: str, placements: Sequence[Placement], ttl: float | None = None) -> None:
         """A call over units, in parts between which the engine makes its steps."""
-        for units in _slices(placements, TOLD_AT_ONCE):
-            await self.connection.call(operation, {"units": units})
+        for units in slices(placements, TOLD_AT_ONCE):
+            await self.connection.call(operation, {"units": units, "ttl": ttl})
 
     def _not_held(
         self, placements: Iterable[Placement], besides: Collection[SchemaEntry] = ()
@@ -393,8 +391,3 @@ class SchemaRegistry:
         entries = [entry for entry in self.entries.values() if entry not in besides]
         held = {placement for entry in entries for placement in entry.pinned}
         return [placement for placement in placements if placement not in held]
-
-
-def _slices(items: Sequence[T], num_items: int) -> Iterator[list[T]]:
-    """The items in order, at most so many at once."""
-    return (list(items[first : first + num_items]) for first in range(0, len(items), num_items))

@@ -44,7 +44,13 @@ async def open_service(
     config = PromptCacheConfig.from_vllm_config(vllm_config)
     max_model_len = vllm_config.model_config.max_model_len
     builder = LayoutBuilder(encoder, max_model_len, config)
-    registry = SchemaRegistry(connection, builder, config.max_schemas, Catalog.of_server(config.dir))
+    registry = SchemaRegistry(
+        connection,
+        builder,
+        config.max_schemas,
+        Catalog.of_server(config.dir),
+        shares_operators=config.share_operator_schemas,
+    )
     capacity = Capacity.from_stats(await registry.stats(), max_model_len)
     composer = Composer(
         registry, capacity, allow_request_schemas=config.allow_request_schemas, repair=config.repair

@@ -49,16 +49,21 @@ class RecordCatalog:
         fingerprint: str = "",
         num_ranks: int = 1,
         index: RecordIndex | None = None,
+        tenant_fraction: float = 1.0,
     ):
-        """``bytes_of`` says how many bytes so many rows take, over all ranks."""
+        """``bytes_of`` says how many bytes so many rows take, over all ranks.
+
+        Records of a tenant that hold more than ``tenant_fraction`` of a tier go first, and take no other
+        tenant's place.
+        """
         self.host_bytes = host_bytes
         self.disk_bytes = disk_bytes if index is not None else 0
         self.bytes_of = bytes_of
         self.fingerprint = fingerprint
         self.num_ranks = num_ranks
         self.index = index
-        self.host = GreedyDual()
-        self.disk = GreedyDual()
+        self.host = GreedyDual(tenant_fraction * max(host_bytes, TRANSIT_BYTES if self.disk_bytes else 0))
+        self.disk = GreedyDual(tenant_fraction * self.disk_bytes)
         self.num_evictions = {"host": 0, "disk": 0}
         self._headers: dict[str, RecordHeader] = {}
         self._foreign: dict[str, RecordHeader] = {}
@@ -95,15 +100,22 @@ class RecordCatalog:
         return name in self._moving
 
     def begin(
-        self, name: str, num_rows: int, position: int, cost: float, *, is_private: bool = False
+        self,
+        name: str,
+        num_rows: int,
+        position: int,
+        cost: float,
+        *,
+        is_private: bool = False,
+        tenant: str = "",
     ) -> bool:
         """A unit is about to be encoded: whether its rows are to be kept, and room for them is there.
 
         A private record is never written to disk.
         """
-        if name in self._headers or not self._make_room_in_memory(self.bytes_of(num_rows)):
+        if name in self._headers or not self._make_room_in_memory(self.bytes_of(num_rows), tenant):
             return False
-        header = RecordHeader(name, self.fingerprint, 0, self.num_ranks, num_rows, position, cost)
+        header = RecordHeader(name, self.fingerprint, 0, self.num_ranks, num_rows, position, cost, tenant)
         self._headers[name] = header
         if is_private:
             self._private.add(name)
@@ -121,7 +133,8 @@ class RecordCatalog:
 
     def fetching(self, name: str) -> bool:
         """A record is about to be fetched: whether there is room for it in memory."""
-        if not self._make_room_in_memory(self.bytes_of(self._headers[name].num_rows)):
+        header = self._headers[name]
+        if not self._make_room_in_memory(self.bytes_of(header.num_rows), header.tenant):
             return False
         if name in self._orders.dropped:  # workers have not been told yet
             self._orders.dropped.remove(name)
@@ -225,15 +238,29 @@ class RecordCatalog:
             "records_removed": self.num_evictions["disk"],
         }
 
+    def stats_of(self, tenant: str) -> dict[str, int]:
+        """What one tenant has here."""
+        return {
+            "records_in_memory": self.host.numbers.amounts.get(tenant, 0),
+            "records_on_disk": self.disk.numbers.amounts.get(tenant, 0),
+            "bytes_in_memory": self.host.shares.amounts.get(tenant, 0),
+            "bytes_on_disk": self.disk.shares.amounts.get(tenant, 0),
+        }
+
+    @property
+    def tenants(self) -> set[str]:
+        """Who has records here."""
+        return {str(tenant) for tier in (self.host, self.disk) for tenant in tier.numbers.amounts}
+
     def _find(self, record: IndexedRecord) -> None:
         header = record.header
         if header.fingerprint == self.fingerprint and header.num_ranks == self.num_ranks:
             self._headers[header.name] = header
-            self._add_on_disk(header.name, record.num_bytes, header.cost, record.uses)
+            self._add_on_disk(header, record.num_bytes, record.uses)
         else:
             name = f"{header.name}-{header.fingerprint}.{header.num_ranks}"
             self._foreign[name] = header
-            self.disk.add(name, record.num_bytes, 0.0)
+            self.disk.add(name, record.num_bytes, 0.0, tenant=header.tenant)
 
     def _tiers_of(self, name: str) -> list[GreedyDual]:
         return [tier for tier in (self.host, self.disk) if name in tier]
@@ -241,7 +268,7 @@ class RecordCatalog:
     def _arrive(self, name: str) -> None:
         header = self._headers[name]
         self._moving.add(name)
-        self.host.add(name, self.bytes_of(header.num_rows), header.cost)
+        self.host.add(name, self.bytes_of(header.num_rows), header.cost, tenant=header.tenant)
         self.host.hold(name)
         if name in self._pinned:
             self.host.hold(name)
@@ -257,21 +284,22 @@ class RecordCatalog:
         num_bytes = self.bytes_of(header.num_rows)
         if self.index is not None and num_bytes <= self.disk_bytes and header.name not in self._private:
             self._orders.written.append(header)
-            self._add_on_disk(header.name, num_bytes, header.cost)
+            self._add_on_disk(header, num_bytes)
             self.index.note(IndexedRecord(header, num_bytes, time.time()))
             self._make_room_on_disk()
 
-    def _add_on_disk(self, name: str, num_bytes: int, cost: float, uses: int = 1) -> None:
-        self.disk.add(name, num_bytes, cost, uses)
-        if name in self._pinned:
-            self.disk.hold(name)
+    def _add_on_disk(self, header: RecordHeader, num_bytes: int, uses: int = 1) -> None:
+        self.disk.add(header.name, num_bytes, header.cost, uses, header.tenant)
+        if header.name in self._pinned:
+            self.disk.hold(header.name)
 
-    def _make_room_in_memory(self, num_bytes: int) -> bool:
+    def _make_room_in_memory(self, num_bytes: int, tenant: str) -> bool:
         room = max(self.host_bytes, TRANSIT_BYTES if self.disk_bytes else 0)
         if num_bytes > room:
             return False
         while self.host.num_bytes + num_bytes > room:
-            name = self.host.evict()
+            is_over = self.host.shares.is_over(tenant, num_bytes)
+            name = self.host.evict_of(tenant) if is_over else self.host.evict()
             if name is None:
                 return False
             self._dropped(name)

@@ -28,7 +28,7 @@ logger = logging.getLogger("vllm.promptcache")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
   name TEXT, fingerprint TEXT, ranks INTEGER, rows INTEGER, position INTEGER, cost REAL, bytes INTEGER,
-  used REAL, uses INTEGER, pinned INTEGER, PRIMARY KEY (name, fingerprint, ranks));
+  used REAL, uses INTEGER, pinned INTEGER, tenant TEXT, PRIMARY KEY (name, fingerprint, ranks));
 CREATE TABLE IF NOT EXISTS weights (file TEXT PRIMARY KEY, digest TEXT);
 """
 
@@ -113,7 +113,7 @@ class RecordIndex:
         there = [_row(record) for record in changes.values() if record is not None]
         with self._damage_told(), self._database:
             self._database.executemany("DELETE FROM records WHERE name=? AND fingerprint=? AND ranks=?", gone)
-            self._database.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?)", there)
+            self._database.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?)", there)
 
     def weights(self) -> dict[str, str]:
         """Digests of weights' files that were read before."""
@@ -140,7 +140,7 @@ class RecordIndex:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=OFF")  # made again from the files if it is damaged
                 database.executescript(SCHEMA)
-                database.execute("SELECT * FROM records LIMIT 1").fetchall()
+                database.execute("SELECT tenant FROM records LIMIT 1").fetchall()
                 if database.execute("PRAGMA quick_check").fetchone() == ("ok",):
                     return database
             except sqlite3.Error as error:
@@ -154,8 +154,8 @@ class RecordIndex:
         found: dict[tuple[str, str, int], IndexedRecord] = {}
         with self._damage_told():
             for row in self._database.execute("SELECT * FROM records"):
-                name, fingerprint, ranks, rows, position, cost, num_bytes, used, uses, pinned = row
-                header = RecordHeader(name, fingerprint, 0, ranks, rows, position, cost)
+                name, fingerprint, ranks, rows, position, cost, num_bytes, used, uses, pinned, tenant = row
+                header = RecordHeader(name, fingerprint, 0, ranks, rows, position, cost, tenant)
                 record = IndexedRecord(header, num_bytes, used, uses, bool(pinned))
                 found[name, fingerprint, ranks] = record
         return found
@@ -175,7 +175,7 @@ def _key(header: RecordHeader) -> tuple[str, str, int]:
 def _row(record: IndexedRecord) -> tuple[object, ...]:
     header = record.header
     facts = (header.num_rows, header.position, header.cost, record.num_bytes)
-    return (*_key(header), *facts, record.used, record.uses, int(record.pinned))
+    return (*_key(header), *facts, record.used, record.uses, int(record.pinned), header.tenant)
 
 
 def _key_of(path: Path) -> tuple[str, str, int] | None:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 
 # To be counted up whenever rows are kept, or read, in another way.
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".safetensors"
 MAX_HEADER_BYTES = 1 << 20
 
@@ -42,6 +42,7 @@ class RecordHeader:
         num_rows: kept tokens of the unit.
         position: where the unit's first token stood.
         cost: what encoding it again would cost (``eviction.encoding_cost``).
+        tenant: whose it is (``shares.tenant_name``).
     """
 
     name: str
@@ -51,6 +52,7 @@ class RecordHeader:
     num_rows: int
     position: int
     cost: float
+    tenant: str = ""
 
 
 def file_name(name: str, fingerprint: str, rank: int, num_ranks: int) -> str:
@@ -153,7 +155,7 @@ def _header(metadata: Mapping[str, str]) -> RecordHeader:
         header = RecordHeader(**values)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UnreadableRecordError("its header is none of a record") from None
-    kinds = (str, str, int, int, int, int, int | float)
+    kinds = (str, str, int, int, int, int, int | float, str)
     if not all(isinstance(v, k) for v, k in zip(asdict(header).values(), kinds, strict=True)):
         raise UnreadableRecordError("its header is none of a record")
     return header

@@ -21,8 +21,10 @@ from vllm_promptcache.server.chat import PromptCacheChatRequest, PromptCacheServ
 from vllm_promptcache.server.completion import PromptCacheCompletionRequest, PromptCacheServingCompletion
 from vllm_promptcache.server.connection import AsyncEngineConnection
 from vllm_promptcache.server.ending import answer_without_engine, end_with_engine
+from vllm_promptcache.server.metrics import extend_metrics
 from vllm_promptcache.server.routes import attach_routes
 from vllm_promptcache.server.services import STATE
+from vllm_promptcache.server.watch import keep_watch
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -32,6 +34,7 @@ def extend(app: FastAPI) -> None:
     """Add the routes to an app that has all of vLLM's, and have vLLM's mind PML."""
     attach_routes(app)
     answer_without_engine(app)
+    extend_metrics(app)
     routes = app.router.routes
     for index, route in enumerate(routes):
         if not isinstance(route, APIRoute) or "POST" not in route.methods:
@@ -77,6 +80,7 @@ async def open_server(
     connection = AsyncEngineConnection(engine_client)
     service = await open_service(connection, engine_client.vllm_config, encoder, schemas)
     setattr(state, STATE, service)
+    keep_watch(service)
     return {
         (chat_serving, "OpenAIServingChat"): partial(PromptCacheServingChat, service),
         (completion_serving, "OpenAIServingCompletion"): partial(PromptCacheServingCompletion, service),

@@ -30,7 +30,7 @@ class SchemaBody(BaseModel):
 
     pml: str
     pin: bool = False
-    ttl: float | None = None
+    ttl: float | str | None = None
 
 
 class SchemaFormBody(BaseModel):
@@ -39,7 +39,7 @@ class SchemaFormBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     pin: bool = False
-    ttl: float | None = None
+    ttl: float | str | None = None
 
 
 def registration_of(body: dict[str, Any]) -> tuple[SchemaBody | SchemaFormBody, str | dict[str, Any]]:
@@ -60,6 +60,14 @@ class ModulesBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     modules: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
+
+
+class SaltBody(BaseModel):
+    """A tenant, by its salt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cache_salt: Annotated[str, Field(min_length=1)]
 
 
 T = TypeVar("T")

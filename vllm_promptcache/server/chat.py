@@ -104,9 +104,9 @@ class PromptCacheServingChat(OpenAIServingChat):
     ) -> tuple[list[Any], dict[str, Any]]:
         """The conversation and the engine's input of a request with PML."""
         conversation, turns = read_turns(messages, self.renderer, chat_params)
-        tenant = cache_salt is not None or self._maybe_get_adapters(request) is not None
+        adapter = self._maybe_get_adapters(request) is not None
         prompt = await self._service.composer.compose_chat(
-            pml_of(request), options_of(request), turns, tenant=tenant, salt=cache_salt
+            pml_of(request), options_of(request), turns, adapter=adapter, salt=cache_salt
         )
         note(request, **({"notes": list(prompt.plan.notes)} if prompt.plan.notes else {}))
         text = None

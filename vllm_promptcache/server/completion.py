@@ -81,12 +81,12 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
 
     async def _compose(self, request: CompletionRequest) -> list[ComposedPrompt]:
         refuse_combinations(request)
-        tenant = request.cache_salt is not None or self._maybe_get_adapters(request) is not None
+        adapter = self._maybe_get_adapters(request) is not None
         return await self._service.composer.compose_texts(
             pml_of(request),
             options_of(request),
             completion_prompts(request),
-            tenant=tenant,
+            adapter=adapter,
             salt=request.cache_salt,
         )
 

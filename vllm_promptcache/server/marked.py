@@ -30,7 +30,13 @@ def marks_of(request: Any, config: PromptCacheConfig) -> MarkedParts | None:
     """
     tools = None if request.tools is None else [tool.model_dump() for tool in request.tools]
     documents = request.documents
-    parts = read_marks(request.messages, documents=documents, tools=tools, auto=config.auto)
+    parts = read_marks(
+        request.messages,
+        documents=documents,
+        tools=tools,
+        auto=config.auto,
+        may_pin=bool(config.allow_management),
+    )
     options = options_of(request)
     if options.repair == FULL:
         return None

@@ -13,12 +13,14 @@ from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
+from vllm_promptcache.frontend.marks import seconds_of
 from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server import pools
 from vllm_promptcache.server.answers import answer_modules, answer_plans
 from vllm_promptcache.server.bodies import (
     MAX_NAMES_BYTES,
     ModulesBody,
+    SaltBody,
     is_json,
     json_bytes,
     read_body,
@@ -64,8 +66,8 @@ async def _answer(service: PromptCacheService, *entries: SchemaEntry, status_cod
 async def register(request: Request, pin: bool = False) -> Response:
     """Register the schemas of a document: 201, or 200 where all of them are known as they are.
 
-    The body is PML, or JSON with ``pml`` or a schema in the JSON form, and ``pin``. One schema is answered as
-    itself, several as a list.
+    The body is PML, or JSON with ``pml`` or a schema in the JSON form, ``pin`` and ``ttl``. One schema is
+    answered as itself, several as a list.
     """
     service = await managed(request)
     max_bytes = service.config.max_document_bytes
@@ -73,12 +75,11 @@ async def register(request: Request, pin: bool = False) -> Response:
     if is_json(request):
         body = await read_object(request, json_bytes(max_bytes), service.registry.connection)
         registration, document = registration_of(body)
-        if registration.ttl is not None:
-            raise RefusedError("ttl is not supported yet", field="ttl")
+        ttl = seconds_of("ttl", registration.ttl)
         pin, where = registration.pin or pin, "pml" if isinstance(document, str) else "body"
     else:
-        document, where = await read_body(request, max_bytes), "body"
-    registered = await service.registry.register(document, where=where, pin=pin)
+        document, where, ttl = await read_body(request, max_bytes), "body", None
+    registered = await service.registry.register(document, where=where, pin=pin, ttl=ttl)
     return await _answer(service, *registered.entries, status_code=201 if registered.is_new else 200)
 
 
@@ -141,6 +142,17 @@ async def _explained(state: Any, body: dict[str, Any]) -> Any:
 
 
 @router.get("/stats")
-async def stats(request: Request) -> dict[str, Any]:
-    """Units and blocks by use, limits, and the number of schemas."""
+async def stats(request: Request, tenants: bool = False) -> dict[str, Any]:
+    """Units and blocks by use, limits, and the number of schemas, without what belongs to a salt; or, for who
+    may manage, all there is, and what is each tenant's."""
+    if tenants:
+        return await (await managed(request)).registry.stats(tenants=True)
     return await (await service_of(request)).registry.stats(public=True)
+
+
+@router.post("/stats")
+async def tenant_stats(request: Request) -> dict[str, Any]:
+    """What is of the tenant whose ``cache_salt`` the body has, and nobody else's."""
+    service = await service_of(request)
+    body = await read_json(request, SaltBody, MAX_NAMES_BYTES, service.registry.connection)
+    return await service.registry.stats(tenant=body.cache_salt)

@@ -14,7 +14,6 @@ async def service_of(request: Request) -> PromptCacheService:
     """The service, knowing what other front ends have changed."""
     service: PromptCacheService = getattr(request.app.state, STATE)
     await service.registry.catch_up()
-    await service.pools.drop_expired()
     return service
 
 
