@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from prometheus_client import Gauge
 from starlette.routing import Mount
 
-from vllm_promptcache.engine.tally import Reason
 from vllm_promptcache.server.services import STATE
 
 PREFIX = "prompt_cache_"
@@ -58,8 +57,8 @@ def show(stats: dict[str, Any]) -> None:
     for name, what in LEVELS.items():
         _gauge(name, what).set(stats.get(name, 0))
     evictions = _gauge("evictions_total", "Units whose states went, by reason", "reason")
-    for reason in Reason:
-        evictions.labels(reason.value).set(stats["evicted_for"][reason.value])
+    for reason, count in stats["evicted_for"].items():
+        evictions.labels(reason).set(count)
 
 
 def extend_metrics(app: FastAPI) -> None:
