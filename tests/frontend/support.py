@@ -83,10 +83,12 @@ class StoreConnection:
 class FrontEnd:
     """A registry and a composer over a `StoreConnection`, called as a script calls them."""
 
-    def __init__(self, connection: StoreConnection | None = None, **settings: Any) -> None:
+    def __init__(
+        self, connection: StoreConnection | None = None, template: str = CHATML, **settings: Any
+    ) -> None:
         self.connection = connection or StoreConnection()
         self.config = PromptCacheConfig(**settings)
-        encoder = TextEncoder(byte_tokenizer(chat_template=CHATML))
+        encoder = TextEncoder(byte_tokenizer(chat_template=template))
         builder = LayoutBuilder(encoder, MAX_MODEL_LEN, self.config)
         self.registry = SchemaRegistry(self.connection, builder, self.config.max_schemas, None)
         self.composer = Composer(

@@ -23,6 +23,7 @@ from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.memory import DocumentMemory, Key
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.registry import SchemaRegistry
+from vllm_promptcache.frontend.renewal import Renewal
 from vllm_promptcache.frontend.sizes import has_more_text
 from vllm_promptcache.layout.schema import SchemaLayout, find_layout
 from vllm_promptcache.plan.build import build_chat, build_resolved
@@ -126,6 +127,7 @@ class Composer:
         self._allow_request_schemas = allow_request_schemas
         self._repair = repair
         self._memory = DocumentMemory()
+        self._renewal = Renewal(registry)
 
     async def compose_texts(
         self,
@@ -230,8 +232,10 @@ class Composer:
         if not isinstance(pml, str):
             raise RefusedError("pml: must be a string with a document", kind="PMLError", field="pml")
         await self._registry.catch_up()
-        key, document = await self._document(pml, salt)
+        stamp = self._builder.encoder.catch_up()
+        key, document = await self._document(pml, salt, stamp)
         prompt, own = document.prompt, document.entries
+        await self._renewal.renew(prompt.schema, stamp)
         layouts: Mapping[str, SchemaLayout] = self._registry.layouts
         if own:
             layouts = ChainMap({name: entry.layout for name, entry in own.items()}, self._registry.layouts)
@@ -243,9 +247,9 @@ class Composer:
         is_small = len(pml) <= SMALL_CHARACTERS and len(entry.layout.modules) <= SMALL_MODULES
         return _Read(document, entry, key, is_small)
 
-    async def _document(self, pml: str, salt: str | None) -> tuple[Key | None, RequestDocument]:
+    async def _document(self, pml: str, salt: str | None, stamp: str) -> tuple[Key | None, RequestDocument]:
         """A request's document, and what it is remembered by if it is to be."""
-        key = self._memory.key(pml, salt) if "<schema" in pml else None
+        key = self._memory.key(stamp + pml, salt) if "<schema" in pml else None
         if key is not None and (found := self._memory.get(key)) is not None:
             return key, found
         read = partial(self._builder.document_of, pml, allow_schemas=self._allow_request_schemas)

@@ -61,6 +61,7 @@ class LayoutBuilder:
 
         Raises PMLError with the mistakes of all schemas.
         """
+        self.encoder.catch_up()
         layouts: list[SchemaLayout] = []
         issues: list[PMLIssue] = []
         num_placeholders = 0

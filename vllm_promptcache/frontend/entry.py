@@ -30,7 +30,8 @@ class SchemaEntry:
     engine knows the texts of its units; ``pinned`` holds those that are pinned.
     ``num_requests`` counts the prompts over it that had no salt. ``members`` are those of its pools that
     were registered. Pins that are ``ending`` do so when nobody has used them for so many seconds, and states
-    that are not pinned go after ``ttl``.
+    that are not pinned go after ``ttl``. ``stamp`` is what the chat template said of
+    the date when the layout was last looked at.
     """
 
     layout: SchemaLayout
@@ -41,6 +42,7 @@ class SchemaEntry:
     ttl: float | None = None
     num_requests: int = 0
     members: PoolMembers = field(default_factory=PoolMembers)
+    stamp: str = ""
 
     @property
     def name(self) -> str:

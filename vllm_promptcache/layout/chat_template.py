@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from vllm_promptcache.errors import ChatTemplateError
+from vllm_promptcache.layout.clock import EVENING, MORNING, TemplateClock
 from vllm_promptcache.layout.template_renderer import (
     USUAL_NEXT,
     Message,
@@ -38,8 +40,14 @@ class ChatTemplate:
     BOS is never part of a first message's words: it is the schema's first token (PML page, "Text").
     """
 
-    def __init__(self, tokenizer: TemplatedTokenizer, chat_template: str | None = None) -> None:
-        self._renderer = TemplateRenderer(tokenizer, chat_template)
+    def __init__(
+        self, tokenizer: TemplatedTokenizer, chat_template: str | None = None, now: datetime | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._renderer = TemplateRenderer(tokenizer, chat_template, now)
+        self._clock = TemplateClock(tokenizer, chat_template)
+        self._stamp = ""
         self._words: dict[tuple[str, str | None], RoleWords] = {}
         self._afters: dict[str, str] = {}
 
@@ -95,8 +103,9 @@ class ChatTemplate:
         Raises ChatTemplateError where there is no template or it knows no such role.
         """
         key = (role, previous)
-        if key not in self._words:
+        if key not in self._words or self.tells_hours:
             self._renderer.require_template()
+            self._afters.pop(role, None)
             self._words[key] = RoleWords(self._before(role, previous), self._after(role))
         return self._words[key]
 
@@ -106,14 +115,44 @@ class ChatTemplate:
         words = self.words(role)
         return RoleWords(self._renderer.before_first(role) or words.before, words.after)
 
-    @cached_property
     def beginning(self) -> str:
-        """The words that begin a conversation, up to its first content, without BOS.
+        """The words that begin a conversation, up to its first content or to the date, without BOS.
 
         Raises ChatTemplateError where there is no template.
         """
         role = "system" if self.has_role("system") else "user"
-        return self._renderer.before_first(role) or ""
+        return self._clock.undated(self._renderer.before_first(role) or "")
+
+    # What changes with time
+
+    def catch_up(self) -> str:
+        """Forget words in which the template says another date now. Returns what is the same as long as it
+        says the same one: nothing for a template that says none."""
+        stamp = self._clock.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._words.clear()
+            self._afters.clear()
+        return stamp
+
+    @property
+    def tells_hours(self) -> bool:
+        """Whether it writes what changes within a day."""
+        return self._clock.tells_hours
+
+    def timed(self, role: str, previous: str | None, is_first: bool) -> tuple[bool, bool]:
+        """Whether the words before and after a message change within a day; `is_first` as in `opening`."""
+        if not self.tells_hours or self._clock.is_restless:
+            return self.tells_hours, self.tells_hours
+        morning, evening = (
+            template.opening(role) if is_first else template.words(role, previous) for template in self._at
+        )
+        return morning.before != evening.before, morning.after != evening.after
+
+    @cached_property
+    def _at(self) -> list[ChatTemplate]:
+        """The same at two times of a day."""
+        return [ChatTemplate(self._tokenizer, self._chat_template, now) for now in (MORNING, EVENING)]
 
     @cached_property
     def writes_tools(self) -> bool:

@@ -290,28 +290,41 @@ class _Drafter:
         words = RoleWords("", "")
         before: Sequence[int] = ()
         after: Sequence[int] = ()
+        timed = (False, False)
+        template, is_first = self._encoder.template, draft.index == 0 and position == int(draft.has_bos)
         try:
-            if draft.index == 0 and position == int(draft.has_bos):
-                words = self._encoder.template.opening(node.role)
-            else:
-                words = self._encoder.template.words(node.role, self._previous_role)
+            words = (
+                template.opening(node.role) if is_first else template.words(node.role, self._previous_role)
+            )
             before, after = self._encoder.encode(words.before), self._encoder.encode(words.after)
+            timed = template.timed(node.role, self._previous_role, is_first)
         except ChatTemplateError as error:
             self._issues.add(node.place.issue(str(error)))
         index = len(draft.messages)
         start = NOWHERE + index if self._open_pool else position
         self._message = index, -1
-        content = self._append(draft, before, position, node.place)
+        content = self._words(draft, before, position, node.place, timed[0])
         self._message = index, 0
         content_end = self._children(draft, node.children, content)
         self._message = index, 1
-        end = self._append(draft, after, content_end, node.place)
+        end = self._words(draft, after, content_end, node.place, timed[1])
         self._message, self._previous_role = (None, 0), node.role
         places = (start, content, content_end, end)
         if self._open_pool:
             places = (start, max(start, content), NOWHERE + index, NOWHERE + index)
-        draft.messages.append(MessageSpan(*places, node.role, words.before, words.after))
+        texts = [
+            None if late else text for late, text in zip(timed, (words.before, words.after), strict=True)
+        ]
+        draft.messages.append(MessageSpan(*places, node.role, *texts))
         return end
+
+    def _words(
+        self, draft: ModuleDraft, token_ids: Sequence[int], position: int, place: Place, is_timed: bool
+    ) -> int:
+        """Lays out a template's words; of those that change within a day, only their room."""
+        if not is_timed:
+            return self._append(draft, token_ids, position, place)
+        return position + (0 if self._open_pool else len(token_ids))
 
 
 def _has_role(children: Sequence[SchemaChild]) -> bool:

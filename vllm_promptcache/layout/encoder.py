@@ -37,6 +37,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
+        self._stamp = ""
         self._role_tokens: dict[tuple[str, str | None], tuple[list[int], list[int]]] = {}
 
     @classmethod
@@ -61,6 +62,14 @@ class TextEncoder:
     def template(self) -> ChatTemplate:
         """The model's chat template."""
         return ChatTemplate(self._tokenizer, self._chat_template)
+
+    def catch_up(self) -> str:
+        """As the template's: what is remembered of it is of the date that it says now."""
+        stamp = self.template.catch_up()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._role_tokens.clear()
+        return stamp
 
     @cached_property
     def bos(self) -> int | None:
@@ -103,7 +112,7 @@ class TextEncoder:
         Raises ChatTemplateError where the template has no such role.
         """
         key = (role, previous)
-        if key not in self._role_tokens:
+        if key not in self._role_tokens or self.template.tells_hours:
             words = self.template.words(role, previous)
             self._role_tokens[key] = (self.encode(words.before), self.encode(words.after))
         return self._role_tokens[key]

@@ -19,7 +19,8 @@ class MessageSpan(NamedTuple):
     """A chat message in a module's own text, by positions.
 
     `[start, content)` are the words that the template puts before it, `[content, content_end)` is what it
-    holds, `[content_end, end)` the words after it; `before` and `after` are those words. Behind a pool that
+    holds, `[content_end, end)` the words after it; `before` and `after` are those words, or None where they
+    change within a day: then only their room is there. Behind a pool that
     has no length, nothing has a position: `NOWHERE` stands for those of what is there.
     """
 
@@ -28,8 +29,8 @@ class MessageSpan(NamedTuple):
     content_end: int
     end: int
     role: str
-    before: str
-    after: str
+    before: str | None
+    after: str | None
 
 
 class Trailing(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -41,11 +42,20 @@ def marked_messages(roles: Sequence[str]) -> list[Message]:
 
 
 class TemplateRenderer:
-    """A tokenizer's chat template; `chat_template` (Jinja text) replaces the tokenizer's own."""
+    """A tokenizer's chat template; `chat_template` (Jinja text) replaces the tokenizer's own, and `now` the
+    time that it is told."""
 
-    def __init__(self, tokenizer: TemplatedTokenizer, chat_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: TemplatedTokenizer, chat_template: str | None = None, now: datetime | None = None
+    ) -> None:
+        self._now = now
         self._tokenizer = tokenizer
         self._chat_template = chat_template
+
+    @property
+    def source(self) -> str:
+        """The template's own text; empty where there is none."""
+        return str(self._chat_template or getattr(self._tokenizer, "chat_template", None) or "")
 
     def require_template(self) -> None:
         """Raises ChatTemplateError where there is no template."""
@@ -57,6 +67,8 @@ class TemplateRenderer:
         arguments = dict(options)
         if self._chat_template:
             arguments.setdefault("chat_template", self._chat_template)
+        if self._now is not None:
+            arguments.setdefault("strftime_now", self._now.strftime)
         try:
             return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **arguments))
         except Exception as error:

@@ -25,7 +25,7 @@ def lay_out_tools(node: ToolsNode, schema: SchemaNode, encoder: TextEncoder) -> 
 def _opening(encoder: TextEncoder) -> list[int]:
     """The tokens with which a conversation begins; none for a model without a chat template."""
     try:
-        words = encoder.template.beginning
+        words = encoder.template.beginning()
         bos = encoder.template_bos
     except ChatTemplateError:
         return []

@@ -235,10 +235,12 @@ class _Resolver:
     def _unknown(self, module: ModuleLayout, name: str) -> str:
         """What is wrong with a name that is not known here: where it stands, or what is most like it."""
         here = [*module.children, *module.unions]
-        near = nearest(name, [*here, *self._elsewhere])
-        if near is None or (near in here and name not in self._elsewhere):
+        near: str | None = name
+        if name not in self._elsewhere and (
+            nearest(name, here) is not None or (near := nearest(name, self._elsewhere)) is None
+        ):
             return unknown("module", name, here)
-        near = name if name in self._elsewhere else near
+        assert near is not None, "or there was nothing alike"
         path = self._elsewhere[near]
         meant = f"unknown module {quote(name)}; " + (
             "it" if near == name else f"did you mean {quote(near)}? It"

@@ -58,7 +58,8 @@ class Turn:
 
     `before` and `after` are the words that the schema holds around it. `source` is where it begins.
     `is_new` says whether the prompt, not the schema, holds it; `place` is that of the prompt's message;
-    `is_loose` says whether it stood in no message, `asks` whether it is a message or text of the prompt's.
+    `is_loose` says whether it stood in no message, `asks` whether it is a message or text of the prompt's;
+    `lacks` whether the schema has no words before and after it, since they change within a day.
     """
 
     role: str | None
@@ -70,6 +71,7 @@ class Turn:
     place: Place | None = None
     is_loose: bool = False
     asks: bool = False
+    lacks: tuple[bool, bool] = (False, False)
 
     @property
     def is_empty(self) -> bool:
@@ -104,10 +106,22 @@ def with_words(turns: Iterable[Turn], encoder: TextEncoder, issues: IssueList) -
                 words = encoder.role_tokens(turn.role, previous)
             except ChatTemplateError as error:
                 issues.add(turn.place.issue(str(error)))
+        elif turn.role is not None and any(turn.lacks):
+            words = [
+                late if lacks else ()
+                for late, lacks in zip(_words_now(turn.role, previous, encoder), turn.lacks, strict=True)
+            ]
         before, after = (Flowing(token_ids, turn.source) for token_ids in words)
         parts += [before, *turn.before.parts, *turn.parts, *turn.after.parts, after]
         previous = turn.role or previous
     return parts
+
+
+def _words_now(role: str, previous: str | None, encoder: TextEncoder) -> list[Sequence[int]]:
+    """What the template writes around a message of the schema now."""
+    template = encoder.template
+    words = template.opening(role) if previous is None else template.words(role, previous)
+    return [encoder.encode(words.before), encoder.encode(words.after)]
 
 
 def take_bos(turns: list[Turn]) -> list[Piece]:
@@ -170,7 +184,9 @@ class _Reader:
 
     def _turn_of_span(self, span: MessageSpan) -> Turn:
         if span not in self._of_span:
-            turn = Turn(span.role, "schema", before=Words(span.before, []), after=Words(span.after, []))
+            before, after = Words(span.before or "", []), Words(span.after or "", [])
+            turn = Turn(span.role, "schema", before=before, after=after)
+            turn.lacks = span.before is None, span.after is None
             self._of_span[span] = turn
             self._turns.append(turn)
         return self._of_span[span]
