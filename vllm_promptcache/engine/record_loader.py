@@ -77,7 +77,9 @@ class RecordLoader:
         kept = np.flatnonzero(load.rows >= 0)
         if not len(kept):
             return
-        rows = self._on_device(load.rows[kept])
+        rows = _some(load.rows[kept])
+        if isinstance(rows, torch.Tensor):
+            rows = rows.to(self._device)
         move = self.move(load.positions[kept], load.shift) if load.shift else None
         for kind, layers in enumerate(self._records.layers_of):
             pair = self._records.some_rows(load.record, kind, _some(kept))
@@ -91,8 +93,8 @@ class RecordLoader:
 
 
 def _some(indices: NDArray[np.int64]) -> Some:
-    """Increasing indices of rows; as a slice, which copies nothing, where they follow one another."""
-    if len(indices) and int(indices[-1] - indices[0]) == len(indices) - 1:
+    """Indices of rows; as a slice, which copies nothing, where each follows the one before."""
+    if len(indices) and bool((np.diff(indices) == 1).all()):
         return slice(int(indices[0]), int(indices[-1]) + 1)
     return torch.from_numpy(indices)
 

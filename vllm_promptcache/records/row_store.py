@@ -96,15 +96,14 @@ class RowStore:
         pair[1][index, rows] = value
 
     def write_all(
-        self, unit: Hashable, kind: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, unit: Hashable, kind: int, rows: slice | torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Keep a kind's rows, ``(layers of the kind, tokens, …)``, in a store that packs none."""
         place = self._rows[unit]
         pair = place.pairs[kind] or self._take_memory(place, kind, key[0], value[0])
-        if place.start:
-            rows = rows + place.start
-        pair[0][:, rows] = key
-        pair[1][:, rows] = value
+        own = slice(place.start, place.end)
+        pair[0][:, own][:, rows] = key
+        pair[1][:, own][:, rows] = value
 
     def layer(self, unit: Hashable, layer: int) -> Pair:
         """All rows of one layer, as they were written."""
