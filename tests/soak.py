@@ -1,6 +1,7 @@
 """Long tests, by name: ``make soak ARGS=store``.
 
 - ``store``: 100,000 steps of the stateful test of the store with records and placements (about ten minutes).
+- ``zipf``: members of a pool for two tenants, aborts and re-registrations, for ``SOAK_SECONDS`` (1,800).
 - ``hostile``: the worst documents beside plain requests, for ``SOAK_SECONDS`` (600), on a quiet machine.
 """
 
@@ -13,6 +14,7 @@ import sys
 SOAKS: dict[str, tuple[str, dict[str, str]]] = {
     "store": ("tests/engine/test_store_machine.py", {"STORE_EXAMPLES": "1000", "STORE_STEPS": "100"}),
     "hostile": ("tests/server/hostile_load.py", {}),
+    "zipf": ("tests/server/zipf_load.py", {}),
 }
 
 

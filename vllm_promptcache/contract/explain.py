@@ -26,9 +26,10 @@ def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], It
         "next_position": plan.next_position,
         **({"notes": list(plan.notes)} if plan.notes else {}),
     }
-    units = (_unit(unit, moved) for unit, moved in plan.placed_units)
+    names = _names(plan)
+    units = (_unit(unit, moved, names) for unit, moved in plan.placed_units)
     num_plain = _num_plain(plan.segments)
-    return fields, units, (_segment(s, is_plain=i < num_plain) for i, s in enumerate(plan.segments))
+    return fields, units, (_segment(s, names, is_plain=i < num_plain) for i, s in enumerate(plan.segments))
 
 
 def plan_size(plan: Plan) -> int:
@@ -40,15 +41,30 @@ def plan_size(plan: Plan) -> int:
     return num_bytes
 
 
-def _name(unit: Unit, moved: int) -> str:
-    return f"{unit.id}@{unit.home + moved}" if moved else unit.id
+Names = dict[tuple[Unit, int], str]
 
 
-def _unit(unit: Unit, moved: int) -> dict[str, Any]:
+def _names(plan: Plan) -> Names:
+    """What units are called where they stand: by their ids, with the position where they are moved. Each has
+    a name of its own, though a module may be called as another one where that stands."""
+    names: Names = {}
+    taken: set[str] = set()
+    for unit, moved in sorted(plan.placed_units, key=lambda placed: placed[1] != 0):
+        called = name = f"{unit.id}@{unit.home + moved}" if moved else unit.id
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{called}#{number}"
+        taken.add(name)
+        names[unit, moved] = name
+    return names
+
+
+def _unit(unit: Unit, moved: int, names: Names) -> dict[str, Any]:
     return {
-        "id": _name(unit, moved),
+        "id": names[unit, moved],
         "digest": unit.digest,
-        "context": [_name(seen, moved) for seen in unit.context],
+        "context": [names[seen, moved] for seen in unit.context],
         "token_ids": unit.token_ids.tolist(),
         "position_ids": (unit.position_ids + moved).tolist(),
         "kept": unit.kept.tolist(),
@@ -65,9 +81,9 @@ def _num_plain(segments: Sequence[Segment]) -> int:
     return len(segments)
 
 
-def _segment(segment: Segment, *, is_plain: bool) -> dict[str, Any]:
+def _segment(segment: Segment, names: Names, *, is_plain: bool) -> dict[str, Any]:
     if isinstance(segment, CachedSegment):
-        return {"unit": _name(segment.unit, segment.moved), "start": segment.start, "end": segment.end}
+        return {"unit": names[segment.unit, segment.moved], "start": segment.start, "end": segment.end}
     return {
         "new": True,
         **({"plain": True} if is_plain else {}),

@@ -137,6 +137,17 @@ class Plan:
         return (*at_home, *(one for one in placed if one[1]))
 
     @cached_property
+    def encoded_units(self) -> tuple[tuple[Unit, int], ...]:
+        """As `placed_units`, where states can be moved: a unit that stands elsewhere has seen its context at
+        home, where both are encoded."""
+        placed: dict[tuple[Unit, int], None] = {}
+        for segment in self.segments:
+            if isinstance(segment, CachedSegment):
+                placed.update(dict.fromkeys((seen, 0) for seen in segment.unit.context))
+                placed[segment.unit, segment.moved] = None
+        return tuple(placed)
+
+    @cached_property
     def num_cached_tokens(self) -> int:
         """Tokens reused: the kept tokens of the included units."""
         return sum(s.num_tokens for s in self.segments if isinstance(s, CachedSegment))

@@ -195,7 +195,7 @@ class ModuleControl:
             return tenant_stats(self.store, records, tenant)
         if payload.get("public"):
             return {**public_stats(self.store), **records.stats(), **records.stats_of("")}
-        counts = {**stats(self.store), **records.stats()}
+        counts = {**stats(self.store), **records.stats(), "moves_modules": self.store.known.is_movable()}
         if payload.get("tenants"):
             counts["tenants"] = stats_of_tenants(self.store, records)
         return counts

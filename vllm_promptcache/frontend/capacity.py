@@ -29,7 +29,7 @@ class Capacity:
 
     ``window`` is the most states that a window of the model's layers counts, 0 without; where it counts all
     that there can be, no blocks are shared (``shares_blocks`` is false). It ``keeps_modules`` unless the
-    model's states cannot be composed.
+    model's states cannot be composed, and ``moves_modules`` where a unit is encoded at home, wherever it stands.
     """
 
     block_size: int
@@ -37,6 +37,7 @@ class Capacity:
     window: int = 0
     shares_blocks: bool = True
     keeps_modules: bool = True
+    moves_modules: bool = False
     # Worked out when a schema's unit is first asked for.
     _known: WeakKeyDictionary[SchemaLayout, Known] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
@@ -47,7 +48,8 @@ class Capacity:
         """The capacity that the ``stats`` tell of an engine whose model has so many positions."""
         num_blocks, window = stats["blocks_total"] - stats["blocks_pin_limit"], stats["window"]
         keeps = bool(stats.get("keeps_modules", True))
-        return cls(stats["block_size"], num_blocks, window, window < num_positions, keeps)
+        moves = bool(stats.get("moves_modules", False))
+        return cls(stats["block_size"], num_blocks, window, window < num_positions, keeps, moves)
 
     def max_new_tokens(self, layout: SchemaLayout | None, plan: Plan, pinned: Container[Placement]) -> int:
         """How many tokens can be generated after a prompt before its blocks run out; 0 where its units could
@@ -61,7 +63,8 @@ class Capacity:
         """
         size = self.block_size
         known = {} if layout is None else self._known.setdefault(layout, {})
-        placed = [unit for unit, moved in plan.placed_units if moved or unit.placement not in pinned]
+        units = plan.encoded_units if self.moves_modules else plan.placed_units
+        placed = [unit for unit, moved in units if moved or unit.placement not in pinned]
         footprints = [self._of(unit, known)[1] for unit in placed]
         edges = self._private_tokens(plan, known)
         if layout is not None:
