@@ -35,6 +35,7 @@ BENCHMARKS = {
 # These have options of their own.
 OTHERS = {
     "eviction": "hit rates of what is evicted on Zipf traces, beside LRU and the offline optimum",
+    "placements": "the first token over moved placements and over encoded ones, in bfloat16",
     "layouts": "tokens computed by everyday prompts: plain sent twice, composed sent twice",
     "routing": "units found resident by which of several engines requests go to",
     "models": "every model family against Transformers; makes the table of docs/models.md",

@@ -29,7 +29,7 @@ class Capacity:
 
     ``window`` is the most states that a window of the model's layers counts, 0 without; where it counts all
     that there can be, no blocks are shared (``shares_blocks`` is false). It ``keeps_modules`` unless the
-    model's states cannot be composed, and ``moves_modules`` where a unit is encoded at home, wherever it stands.
+    model's states cannot be composed, and ``moves_modules`` where units are encoded at home.
     """
 
     block_size: int

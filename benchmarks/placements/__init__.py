@@ -1,0 +1,1 @@
+"""Moved placements beside encoded ones: what rounding does to the first token."""
