@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,18 @@ _NUM_THREADS = 2
 # How long a thread that computes keeps this lock while the event loop waits for it. The loop gives it away
 # with each read and write of a socket, many times a request: Python's 5 ms would add up to more than that.
 _SWITCH_S = 0.0005
+# How many objects more there are before Python looks for garbage among the young ones, and how often before
+# it looks among all: that stops all threads for longer, the more documents are remembered.
+_COLLECT_AFTER = (10_000, 10, 20)
 
 
 class AsyncEngineConnection:
-    """Calls over vLLM's engine client; long work runs in a thread. All threads of the process switch more
-    often from then on."""
+    """Calls over vLLM's engine client; long work runs in a thread. The process's threads switch more often
+    from then on, and stop less often for Python to look for garbage."""
 
     def __init__(self, engine_client: Any) -> None:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
+        gc.set_threshold(*map(max, gc.get_threshold(), _COLLECT_AFTER))
         self._core = engine_client.engine_core
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prompt-cache")
 
