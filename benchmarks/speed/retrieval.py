@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -53,6 +54,9 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument(
         "--host-gib", type=float, default=2.0, help="records of marked passages (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--disk-gib", type=float, default=0.0, help="the same in files (default: %(default)s)"
     )
 
 
@@ -108,7 +112,11 @@ def run(run: Run, args: argparse.Namespace) -> None:
     if all(run.has(f"{load}:{level}") for load, level in points):
         return
     with contextlib.ExitStack() as stack:
-        servers = {way: stack.enter_context(_server(way, settings, args.host_gib)) for way in ways}
+        records = [f"host_gib={args.host_gib}"]
+        if args.disk_gib:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-records-"))
+            records += [f"dir={folder}", f"disk_gib={args.disk_gib}"]
+        servers = {way: stack.enter_context(_server(way, settings, records)) for way in ways}
         for server in servers.values():
             run.add_server(server.describe())
         warm_up = 4 if settings.quick else args.warm_up
@@ -118,6 +126,9 @@ def run(run: Run, args: argparse.Namespace) -> None:
             "passages": len(library.passages),
             "questions": len(library.questions),
             "warm_up": warm_up,
+            "kv_gib": settings.kv_gib,
+            "host_gib": args.host_gib,
+            "disk_gib": args.disk_gib,
         }
         run.say(f"{len(servers)} servers; {warm_up} questions each before the first sample")
         known |= _compare_tokens(servers, questions)
@@ -143,10 +154,10 @@ def _ways(run: Run, given: str) -> list[str]:
     return ways
 
 
-def _server(way: str, settings: Any, host_gib: float) -> Server:
+def _server(way: str, settings: Any, records: Sequence[str]) -> Server:
     if way == "marks":
-        records = f"--prompt-cache-config.host_gib={host_gib}"
-        return Server(settings, Plugin.ON, records, name=WAYS[way])
+        arguments = [f"--prompt-cache-config.{option}" for option in records]
+        return Server(settings, Plugin.ON, *arguments, name=WAYS[way])
     arguments = ["--no-enable-prefix-caching"] if way == "off" else []
     return Server(settings, Plugin.OFF, *arguments, name=WAYS[way])
 

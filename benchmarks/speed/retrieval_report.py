@@ -93,6 +93,10 @@ def _lost(cells: Iterable[Cell]) -> tuple[tuple[str, ...], ...]:
 def _note(result: Result) -> str:
     known = result["passages"]
     lengths = known["tokens_compared"]
+    room = (
+        f" Every server has a KV cache of {known['kv_gib']:g} GiB, and that of the marked passages "
+        f"{known['host_gib']:g} GiB of memory and {known['disk_gib']:g} GiB of files for records beside it."
+    )
     plain = next((lengths[way] for way in ("on", "off") if way in lengths), 0)
     told = (
         f"{known['passages']} passages and {known['questions']} questions: {known['source']}. Each is "
@@ -104,7 +108,7 @@ def _note(result: Result) -> str:
         told += f" ({lengths['marks']} tokens marked, {plain} plain)"
     if "sent_s" in known:
         told += f". Sending every passage before the last kind of load took {known['sent_s']:.0f} s"
-    return told + "."
+    return f"{told}.{room}"
 
 
 def said_of(cell: Cell) -> str:

@@ -114,6 +114,7 @@ def test_tables_say_which_way_wins() -> None:
     seen = {"load": "seen", "concurrency": 32, "memory_bytes": {"on": 3 * 2**30, "marks": 2**30}}
     seen["samples"] = {"on": samples(1.0, 10), "marks": samples(9.0, 90)}
     known = {"source": "here", "passages": 10, "questions": 10, "warm_up": 4, "sent_s": 12.3}
+    known |= {"kv_gib": 2.0, "host_gib": 1.5, "disk_gib": 0.0}
     known |= {"compared": 8, "same_tokens": 8, "tokens_compared": {"on": 80, "reordered": 80, "marks": 80}}
     result = {"cells": {"new:8": cell, "seen:32": seen}, "passages": known}
     assert winner(cell) == WAYS["reordered"]
@@ -122,6 +123,7 @@ def test_tables_say_which_way_wins() -> None:
     made = tables(result)
     assert made[0].rows[0][-1] == WAYS["reordered"]
     assert "8 prompts 8 are the same" in made[0].note and "took 12 s" in made[0].note
+    assert "2 GiB, and that of the marked passages 1.5 GiB of memory and 0 GiB" in made[0].note
     assert made[1].rows[1] == (*made[0].rows[1][:2], "–", "9, 9", "–", "9, 9")
     assert "90%" in made[2].rows[0] and made[3].rows[0] == ("1.00", "3.00", "1.00", "1.00")
     assert made[4].rows == (("each question once", "8", "1.33 (1.33 to 1.33)"),)
