@@ -192,7 +192,8 @@ class LLM(vllm.LLM):
     ) -> dict[str, Any]:
         """The plan, as JSON, of what `generate_pml` or, with ``messages``, `chat_pml` would run."""
         composed = self.compose(pml, messages, prompt=prompt, tools=tools, reuse=reuse, repair=repair)
-        return plan_to_json(composed.plan)
+        lookup = run_sync(self._prompt_cache.composer.lookup(composed.plan))
+        return {**plan_to_json(composed.plan), "lookup": lookup}
 
     # -- plain chats with marked parts -------------------------------------------------------------
 

@@ -36,6 +36,7 @@ BENCHMARKS = {
 OTHERS = {
     "eviction": "hit rates of what is evicted on Zipf traces, beside LRU and the offline optimum",
     "placements": "the first token over moved placements and over encoded ones, in bfloat16",
+    "original": "KL of the first token to full prefill over schemas of the original's shapes",
     "layouts": "tokens computed by everyday prompts: plain sent twice, composed sent twice",
     "routing": "units found resident by which of several engines requests go to",
     "models": "every model family against Transformers; makes the table of docs/models.md",

@@ -112,3 +112,32 @@ def test_plain_requests_are_as_without_the_plugin(client: openai.OpenAI) -> None
     assert not hasattr(plain, "prompt_cache") and plain.usage.prompt_tokens_details is None  # type: ignore[union-attr]
     with pytest.raises(openai.BadRequestError, match="must be provided and non-empty"):
         client.completions.create(model="tiny", prompt="")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_answer_says_that_the_schema_s_order_is_used(client: openai.OpenAI, streamed: bool) -> None:
+    pml = PROMPT.replace("</prompt>", "<food/></prompt>")
+    turned = PROMPT.replace('"travel">', '"travel"><food/>')
+    for one, notes in ((pml, 0), (turned, 1)):
+        answer: Any = client.completions.create(
+            model="tiny", prompt=["Go", "Stay"], max_tokens=2, stream=streamed, extra_body={"pml": one}
+        )
+        report = list(answer)[-1].prompt_cache if streamed else answer.prompt_cache
+        assert len(report.get("notes", ())) == notes
+        assert not notes or report["notes"][0].startswith("the schema's order is used: ")
+
+
+def test_explain_says_where_units_are(client: openai.OpenAI, http: httpx.Client) -> None:
+    text = "Nobody has asked for this one before, so it is in no cache and in no record. " * 9
+    schema = f"<schema name='lookup'><module name='a'>{text}</module></schema>"
+    body = {
+        "model": "tiny",
+        "prompt": "Go",
+        "pml": f"<pml>{schema}<prompt schema='lookup'><a/></prompt></pml>",
+    }
+    assert http.post("/explain", json=body).json()["lookup"]["units"] == {"lookup/a": "absent"}
+    client.completions.create(model="tiny", prompt="Go", max_tokens=1, extra_body={"pml": body["pml"]})
+    found = http.post("/explain", json=body).json()["lookup"]
+    assert found["units"] == {"lookup/a": "resident"}
+    assert found["plain_prefix"]["tokens"] == 0 and found["block_size"] > 0
+    assert "units" not in http.post("/explain", json=body | {"cache_salt": "mine"}).json()["lookup"]

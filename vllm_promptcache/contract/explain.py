@@ -6,13 +6,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm_promptcache.contract.plan import CachedSegment, Plan, Segment
-from vllm_promptcache.contract.unit import Unit
+from vllm_promptcache.contract.unit import Placement, Unit
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan in JSON's types, as `explain --json` and the endpoint of the same name print it."""
     fields, units, segments = plan_parts(plan)
     return {**fields, "units": list(units), "segments": list(segments)}
+
+
+def placed_names(plan: Plan) -> dict[str, Placement]:
+    """Where the units of a plan stand, by the names that `plan_to_json` gives them."""
+    return {
+        name: Placement(unit.digest, unit.home + moved) for (unit, moved), name in _names(plan).items()
+    }
 
 
 def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
@@ -28,7 +35,7 @@ def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], It
     }
     names = _names(plan)
     units = (_unit(unit, moved, names) for unit, moved in plan.placed_units)
-    num_plain = _num_plain(plan.segments)
+    num_plain = num_plain_segments(plan.segments)
     return fields, units, (_segment(s, names, is_plain=i < num_plain) for i, s in enumerate(plan.segments))
 
 
@@ -71,7 +78,7 @@ def _unit(unit: Unit, moved: int, names: Names) -> dict[str, Any]:
     }
 
 
-def _num_plain(segments: Sequence[Segment]) -> int:
+def num_plain_segments(segments: Sequence[Segment]) -> int:
     """How many segments at the start are a plain prefix: new, without a gap from the first position on."""
     position = 0
     for index, segment in enumerate(segments):

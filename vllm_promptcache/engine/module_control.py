@@ -14,6 +14,7 @@ from vllm_promptcache.engine.module_store import ModuleStore
 from vllm_promptcache.engine.stored_unit import Residency, StoredUnit
 from vllm_promptcache.engine.unit_catalog import UnitCatalog
 from vllm_promptcache.records.catalog import RecordCatalog
+from vllm_promptcache.records.naming import record_name
 
 
 class Background(Protocol):
@@ -176,9 +177,17 @@ class ModuleControl:
                     "pinned": unit is not None and unit.pinned,
                     "blocks": len(unit.blocks) if unit is not None else 0,
                     "users": unit.users if unit is not None else 0,
+                    "record": self._record_of(key),
                 }
             )
         return {"units": units}
+
+    def _record_of(self, key: UnitKey) -> str | None:
+        """Where a unit's record is, from which it would be loaded."""
+        name, catalog = record_name(key), self._records.catalog
+        if catalog.is_in_memory(name):
+            return "memory"
+        return "disk" if catalog.is_on_disk(name) else None
 
     def _expire(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Let go of what time has come for; of each of ``units`` whether it is pinned still, as a number."""

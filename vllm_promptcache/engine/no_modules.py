@@ -22,6 +22,7 @@ class NoModules:
         """One call of the front end. Nothing is pinned or warmed; what is defined is not needed."""
         if operation == "status":
             absent = {"residency": Residency.ABSENT.value, "pinned": False, "blocks": 0, "users": 0}
+            absent["record"] = None
             return {"units": [absent for _ in keys_from_wire(payload["units"])]}
         refused = {"pinned": False, "refused": RECURRENT} if operation in ("pin", "warm") else {}
         return {**refused, **self._stats()}

@@ -15,6 +15,7 @@ from vllm_promptcache.blocks.footprint import (
     num_private_tokens,
 )
 from vllm_promptcache.blocks.geometry import UnitGeometry, lay_out_unit
+from vllm_promptcache.contract.explain import num_plain_segments
 from vllm_promptcache.contract.plan import CachedSegment, Plan
 from vllm_promptcache.contract.unit import Placement, Unit
 from vllm_promptcache.frontend.errors import RefusedError
@@ -84,6 +85,16 @@ class Capacity:
                 f" tokens; {self.num_blocks} are there for what is not pinned"
             )
         return 0
+
+    def looked_up(self, plan: Plan) -> dict[str, dict[str, int]]:
+        """What of a prompt is looked up in the prefix cache: whole blocks of new tokens at its beginning, as
+        a plain request's (`plain_prefix`), and whole ones of its private tokens behind those (`private`)."""
+        size = self.block_size
+        plain = sum(segment.num_tokens for segment in plan.segments[: num_plain_segments(plan.segments)])
+        private = self._private_tokens(plan, {}) + plan.num_new_tokens
+        # The last token is computed whatever is found.
+        blocks = {"plain_prefix": plain // size, "private": (private - 1) // size - plain // size}
+        return {name: {"blocks": max(n, 0), "tokens": max(n, 0) * size} for name, n in blocks.items()}
 
     def _private_tokens(self, plan: Plan, known: Known) -> int:
         """Tokens of a plan's segments that are in no block which it shares, at most."""

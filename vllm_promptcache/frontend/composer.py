@@ -20,6 +20,7 @@ from vllm_promptcache.frontend.connection import SMALL_CHARACTERS, SMALL_MODULES
 from vllm_promptcache.frontend.documents import LayoutBuilder, RequestDocument
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.lookup import lookup_of
 from vllm_promptcache.frontend.memory import DocumentMemory, Key
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.registry import SchemaRegistry
@@ -191,6 +192,10 @@ class Composer:
         prompt = await self._run(compose, read.is_small and not has_more_text(said, SMALL_CHARACTERS))
         self._remember(read)
         return prompt
+
+    async def lookup(self, plan: Plan, *, is_shared: bool = True) -> dict[str, Any]:
+        """What would be looked up for a plan, and where; see `lookup_of`."""
+        return await lookup_of(plan, self._capacity, self._registry, is_shared=is_shared)
 
     async def _run(self, compose: Callable[[], T], is_small: bool) -> T:
         """Compose at once, or where others do not wait for it."""

@@ -27,8 +27,10 @@ async def answer_modules(
     return await connection.run(lambda: JSONResponse(make(), status_code=status_code))
 
 
-async def answer_plans(connection: EngineConnection, plans: list[Plan]) -> Response:
-    """One plan as itself, several as a list.
+async def answer_plans(
+    connection: EngineConnection, plans: list[Plan], lookups: list[dict[str, Any]]
+) -> Response:
+    """One plan as itself, several as a list, each with what would be looked up for it.
 
     Raises:
         RefusedError: they are too large to be answered.
@@ -40,19 +42,21 @@ async def answer_plans(connection: EngineConnection, plans: list[Plan]) -> Respo
     if size > MAX_EXPLAINED_BYTES:
         what = f"the plan takes about {size} bytes; at most {MAX_EXPLAINED_BYTES} are answered"
         raise RefusedError(f"{what}: include fewer modules, or explain it on the command line")
-    return _plans(plans) if size <= _SMALL_BYTES else await connection.run(lambda: _plans(plans))
+    if size <= _SMALL_BYTES:
+        return _plans(plans, lookups)
+    return await connection.run(lambda: _plans(plans, lookups))
 
 
-def _plans(plans: list[Plan]) -> Response:
-    texts = ["".join(_dump(plan)) for plan in plans]
+def _plans(plans: list[Plan], lookups: list[dict[str, Any]]) -> Response:
+    texts = ["".join(_dump(*one)) for one in zip(plans, lookups, strict=True)]
     body = texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
     return Response(body, media_type="application/json")
 
 
-def _dump(plan: Plan) -> Iterator[str]:
+def _dump(plan: Plan, lookup: dict[str, Any]) -> Iterator[str]:
     """A plan as JSON, part by part: other threads have their turn in between."""
     fields, units, segments = plan_parts(plan)
-    yield json.dumps(fields)[:-1]
+    yield json.dumps({**fields, "lookup": lookup})[:-1]
     for name, parts in (("units", units), ("segments", segments)):
         yield f', "{name}": ['
         yield from _joined(parts)

@@ -23,6 +23,7 @@ from vllm_promptcache.server.marked import (
     marks_of,
     note,
     note_of,
+    note_plans,
     problem_of,
 )
 from vllm_promptcache.server.requests import (
@@ -108,7 +109,7 @@ class PromptCacheServingChat(OpenAIServingChat):
         prompt = await self._service.composer.compose_chat(
             pml_of(request), options_of(request), turns, adapter=adapter, salt=cache_salt
         )
-        note(request, **({"notes": list(prompt.plan.notes)} if prompt.plan.notes else {}))
+        note_plans(request, [prompt.plan])
         text = None
         if request.return_prompt_text:
             text = self.renderer.get_tokenizer().decode(prompt.token_ids)

@@ -16,6 +16,7 @@ from vllm_promptcache.frontend.composer import ComposedPrompt
 from vllm_promptcache.frontend.reports import Reports
 from vllm_promptcache.frontend.service import PromptCacheService
 from vllm_promptcache.server.errors import REFUSALS, error_response
+from vllm_promptcache.server.marked import note_of, note_plans
 from vllm_promptcache.server.requests import (
     completion_prompts,
     is_composed,
@@ -64,6 +65,7 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
             prompts = await self._compose(request)
         except REFUSALS as refusal:
             return error_response(refusal)
+        note_plans(request, [prompt.plan for prompt in prompts])
         texts = [self._shown_text(request, prompt) for prompt in prompts]
         return [
             engine_input(prompt, text=text, cache_salt=request.cache_salt)
@@ -107,7 +109,7 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
         stream = super().completion_stream_generator
         if not is_composed(request):
             return stream(request, engine_inputs, result_generator, *args, **kwargs)
-        reports = Reports(len(engine_inputs))
+        reports = Reports(len(engine_inputs), said=note_of(request))
         outputs = reports.watch(with_grammar_errors(request, result_generator))
         lines = stream(request, engine_inputs, outputs, *args, **kwargs)
         return reports.complete_stream(lines)
@@ -119,7 +121,7 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
         convert = super().request_output_to_completion_response
         if not is_composed(request):
             return convert(final_res_batch, request, *args, **kwargs)
-        reports = Reports(len(final_res_batch))
+        reports = Reports(len(final_res_batch), said=note_of(request))
         for output in final_res_batch:
             refuse_failed_grammar(request, output)
             reports.take(output)

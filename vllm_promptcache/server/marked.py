@@ -5,9 +5,12 @@ Whatever stands in the way of reuse is no error: the request runs as a plain one
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from vllm_promptcache.config import PromptCacheConfig
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import FULL
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.admission import engine_input
@@ -57,6 +60,12 @@ def note_of(request: Any) -> dict[str, Any]:
 def note(request: Any, **said: Any) -> None:
     """Remember what became of a request's marks; whatever its client may have said of it is gone."""
     setattr(request, _NOTE, said)
+
+
+def note_plans(request: Any, plans: Iterable[Plan]) -> None:
+    """Remember where prompts are not what their document looks like."""
+    notes = list(dict.fromkeys(chain(*[plan.notes for plan in plans])))
+    note(request, **({"notes": notes} if notes else {}))
 
 
 def is_marked(request: Any) -> bool:

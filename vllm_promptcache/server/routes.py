@@ -128,7 +128,13 @@ async def explain(request: Request) -> Response:
     prompts = await _explained(state, body)
     if isinstance(prompts, ErrorResponse):
         return JSONResponse(prompts.model_dump(), status_code=prompts.error.code)
-    return await answer_plans(connection, [prompt.plan for prompt in prompts])
+    plans = [prompt.plan for prompt in prompts]
+    model = body.get("model")
+    is_shared = body.get("cache_salt") is None and (
+        model is None or state.openai_serving_models.is_base_model(model)
+    )
+    lookups = [await service.composer.lookup(plan, is_shared=is_shared) for plan in plans]
+    return await answer_plans(connection, plans, lookups)
 
 
 async def _explained(state: Any, body: dict[str, Any]) -> Any:
