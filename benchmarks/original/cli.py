@@ -36,8 +36,9 @@ def documents(encode: str) -> dict[str, str]:
 
 def divergence(full: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """The KL divergence of log-probabilities from full prefill's, both of shape (vocabulary,), in nats."""
-    full, other = full.astype(np.float64), other.astype(np.float64)
-    return float(np.sum(np.exp(full) * (full - other), where=np.isfinite(full)))
+    possible = np.isfinite(full)
+    full, other = full[possible].astype(np.float64), other[possible].astype(np.float64)
+    return float(np.sum(np.exp(full) * (full - other)))
 
 
 def main(arguments: Sequence[str]) -> int:
