@@ -175,7 +175,7 @@ def test_explain_prints_the_page_s_json(
         "segments",
     ]
     assert [unit["id"] for unit in explained["units"]] == ["travel", "travel/plan", "travel/plan/alps"]
-    assert list(explained["units"][0]) == ["id", "context", "token_ids", "position_ids", "kept"]
+    assert list(explained["units"][0]) == ["id", "digest", "context", "token_ids", "position_ids", "kept"]
     new = [segment for segment in explained["segments"] if "new" in segment]
     assert [list(segment) for segment in new] == [["new", "token_ids", "position_ids", "source"]] * 2
     assert explained["next_position"] == new[-1]["position_ids"][-1] + 1

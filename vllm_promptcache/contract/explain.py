@@ -17,9 +17,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 def placed_names(plan: Plan) -> dict[str, Placement]:
     """Where the units of a plan stand, by the names that `plan_to_json` gives them."""
-    return {
-        name: Placement(unit.digest, unit.home + moved) for (unit, moved), name in _names(plan).items()
-    }
+    return {name: Placement(unit.digest, unit.home + moved) for (unit, moved), name in _names(plan).items()}
 
 
 def plan_parts(plan: Plan) -> tuple[dict[str, Any], Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
