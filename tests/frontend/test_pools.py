@@ -96,6 +96,23 @@ def test_each_member_is_refused_for_itself(desk: FrontEnd) -> None:
     assert put(desk, NewMember("a", "short"), pool="m/files")[0].status == "registered"
 
 
+def test_a_member_of_a_pool_without_a_length_fits_the_model() -> None:
+    """Of its positions, what stands before the pool and a new token are not the member's."""
+    front_end = FrontEnd()
+    front_end.register("<schema name='s'>a<pool name='files'/></schema>")
+    members = [NewMember(f"{number}", "x" * number) for number in (1022, 1023)]
+    puts = run_sync(front_end.pools.put("s", "files", members))
+    assert [one.error for one in puts] == [
+        None,
+        "'1023' takes 1023 positions; the model, from the pool 'files' on, has 1022",
+    ]
+    declared = f"<schema name='t'><pool name='files'><module name='m'>{'x' * 1024}</module></pool></schema>"
+    with pytest.raises(
+        PMLError, match="'m' takes 1024 positions; the model, from the pool 'files' on, has 1023"
+    ):
+        front_end.register(declared)
+
+
 def test_not_more_than_are_allowed() -> None:
     front_end = FrontEnd(max_pool_members=2)
     front_end.register(DESK)

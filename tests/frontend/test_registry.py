@@ -247,3 +247,22 @@ def test_heads_for_link_tokens_are_pinned_with_their_units_and_take_no_block() -
     run_sync(linked.registry.warm("travel"))
     run_sync(linked.registry.remove("travel"))
     assert not len(stores[1].known)
+
+
+def test_many_units_are_pinned_in_parts_between_which_others_have_their_turn() -> None:
+    """All or none: what was pinned before there was no more room is let go, and what others pinned stays."""
+    modules = "".join(f"<module name='m{i}'>{chr(97 + i % 26)}{i}</module>" for i in range(1200))
+    schema = f"<schema name='many'><union>{modules}</union></schema>"
+    front_end = FrontEnd(StoreConnection(num_blocks=2000))
+    front_end.register(schema, pin=True)
+    calls = front_end.connection.calls
+    assert calls.count("pin") == 3
+    run_sync(front_end.registry.unpin("many"))
+    assert calls.count("unpin") == 3
+    assert front_end.connection.store.pins.num_units == 0
+    small = FrontEnd(StoreConnection(num_blocks=300))
+    small.register("<schema name='one'><module name='m'>a0</module></schema>", pin=True)
+    with pytest.raises(RefusedError, match="pin_fraction"):
+        small.register(schema, pin=True)
+    assert small.connection.store.pins.num_units == 1
+    assert list(small.registry.entries) == ["one"]

@@ -19,6 +19,8 @@ def schema(given: Any) -> dict[str, Any]:
 GRAMMAR = "could not compile this grammar"
 WRONG: list[tuple[dict[str, Any], str]] = [
     *(({"structured_outputs": value}, "must be an object") for value in (True, 5, 1.5, "x", [], [{}])),
+    ({"n": 257}, "n: 257 sequences; pml takes at most 256"),
+    ({"n": 10_000}, "n: 10000 sequences; pml takes at most 256"),
     ({"top_k": HUGE}, "top_k: an integer does not fit"),
     ({"stream_interval": HUGE}, "stream_interval: an integer"),
     (

@@ -59,7 +59,7 @@ def build_layout(
             what += f"; {quote(large.node.name)} alone takes {large.end - large.start}"
         issues.add((large or root).node.place.issue(what))
     issues.raise_if_any()
-    builder = _Builder(schema, limits, issues)
+    builder = _Builder(schema, max_model_len, limits, issues)
     builder.module(root, None, (), ())
     modules = tuple([builder.modules[index] for index in range(len(builder.modules))])
     scaffolds = make_scaffolds(schema, root, builder.units, issues)
@@ -93,7 +93,8 @@ def build_layout(
 class _Builder:
     """Makes modules' layouts from the schema down, so that contexts are there before what sees them."""
 
-    def __init__(self, schema: SchemaNode, limits: Limits, issues: IssueList) -> None:
+    def __init__(self, schema: SchemaNode, max_model_len: int, limits: Limits, issues: IssueList) -> None:
+        self._max_model_len = max_model_len
         self._schema = schema
         self._issues = issues
         self._limits = limits
@@ -136,7 +137,7 @@ class _Builder:
                 members[layout.name] = layout
         pool = None
         if isinstance(draft.node, PoolNode):
-            pool = make_pool(draft, around, self._issues, self._count_contexts)
+            pool = make_pool(draft, around, self._issues, self._count_contexts, self._max_model_len)
         named = {union.name: union for union in unions.values() if union.name is not None}
         module = lay_out_module(draft, unit, children, named, union, pool)
         self.modules[draft.index] = module

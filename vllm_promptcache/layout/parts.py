@@ -79,7 +79,8 @@ class UnionLayout:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PoolLayout:
-    """Room for members from position `start` on: `num_positions`, or without an end where that is None.
+    """Room for members from position `start` on: `num_positions`, or without an end where that is None. A
+    member takes `max_positions` at most.
 
     Members, those declared in the schema by name, are laid out at `start` and see the units of `context`.
     """
@@ -87,6 +88,7 @@ class PoolLayout:
     path: str
     start: int
     num_positions: int | None
+    max_positions: int
     context: tuple[Unit, ...]
     members: Mapping[str, ModuleLayout]
     node: PoolNode

@@ -18,11 +18,18 @@ from vllm_promptcache.pml.nodes import ModuleNode, PoolNode
 
 
 def make_pool(
-    draft: ModuleDraft, context: tuple[Unit, ...], issues: IssueList, count: Callable[[Unit], None]
+    draft: ModuleDraft,
+    context: tuple[Unit, ...],
+    issues: IssueList,
+    count: Callable[[Unit], None],
+    max_model_len: int,
 ) -> PoolLayout:
     """The pool of a draft, whose members see `context`; `count` is told of each unit."""
     assert isinstance(draft.node, PoolNode)
-    pool = PoolLayout(draft.path, draft.start, draft.node.length, context, {}, draft.node)
+    length = draft.node.length
+    # Behind any member there is at least one new token.
+    max_positions = max_model_len - 1 - draft.start if length is None else length
+    pool = PoolLayout(draft.path, draft.start, length, max_positions, context, {}, draft.node)
     for member in draft.members:
         layout = _make_member(pool, member)
         if layout.unit is not None:
@@ -43,11 +50,12 @@ def lay_out_member(pool: PoolLayout, node: ModuleNode, encoder: TextEncoder) -> 
 def too_long(pool: PoolLayout, member: ModuleLayout) -> str | None:
     """What is wrong with a member that does not even fit its pool alone, or None."""
     num_positions = member.end - member.start
-    if pool.num_positions is None or num_positions <= pool.num_positions:
+    if num_positions <= pool.max_positions:
         return None
+    whose = "the pool" if pool.num_positions is not None else "the model, from the pool"
     return (
-        f"{quote(member.name)} takes {num_positions} positions; the pool {quote(pool.name)} has"
-        f" {pool.num_positions}"
+        f"{quote(member.name)} takes {num_positions} positions; {whose} {quote(pool.name)}"
+        f" {'has' if pool.num_positions is not None else 'on, has'} {pool.max_positions}"
     )
 
 

@@ -24,6 +24,7 @@ from vllm_promptcache.server.requests import (
     options_of,
     pml_of,
     refuse_combinations,
+    refuse_many,
 )
 from vllm_promptcache.server.values import refuse_failed_grammar, refuse_unlike_objects, with_grammar_errors
 
@@ -83,11 +84,13 @@ class PromptCacheServingCompletion(OpenAIServingCompletion):
 
     async def _compose(self, request: CompletionRequest) -> list[ComposedPrompt]:
         refuse_combinations(request)
+        prompts = completion_prompts(request)
+        refuse_many(request, len(prompts))
         adapter = self._maybe_get_adapters(request) is not None
         return await self._service.composer.compose_texts(
             pml_of(request),
             options_of(request),
-            completion_prompts(request),
+            prompts,
             adapter=adapter,
             salt=request.cache_salt,
         )

@@ -7,6 +7,7 @@ from typing import Any
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from vllm_promptcache.blocks.wire import EXTRA_ARG
+from vllm_promptcache.frontend.composer import MAX_PROMPTS
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.server.values import refuse_values
@@ -66,6 +67,18 @@ def refuse_combinations(request: Any, what: str = "pml") -> None:
         reason = "log-probabilities are told of generated tokens only"
         raise RefusedError(f"echo with logprobs cannot be combined with {what}: {reason}", field="echo")
     refuse_values(request)
+    refuse_many(request, 1)
+
+
+def refuse_many(request: Any, num_prompts: int) -> None:
+    """Refuse more sequences than `MAX_PROMPTS`: each carries the whole composition to the engine.
+
+    Raises:
+        RefusedError: naming the field.
+    """
+    num_sequences = num_prompts * (request.n or 1)
+    if num_prompts <= MAX_PROMPTS < num_sequences:  # so many prompts are refused where they are composed
+        raise RefusedError(f"n: {num_sequences} sequences; pml takes at most {MAX_PROMPTS}", field="n")
 
 
 def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:
