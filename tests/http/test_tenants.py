@@ -30,6 +30,37 @@ def test_a_tenants_units_are_not_counted() -> None:
     assert whole["units_resident"] == 2 * before["units_resident"]
 
 
+def test_nothing_that_becomes_of_a_tenants_units_shows_to_others() -> None:
+    """Neither in all counts of the public nor in those of another tenant: encoded, used, pinned, dropped for
+    blocks, forgotten."""
+    front_end = FrontEnd()
+    client = Client(front_end)
+    client.post("/schemas", schema("s", m="text " * 20))
+    client.post("/schemas/s/pin", {})
+    connection, placements = front_end.connection, front_end.registry["s"].placements
+    store, texts = connection.store, connection.catalog.texts_of([p.digest for p in placements], {})
+
+    def seen() -> list[dict[str, int]]:
+        return [client.get("/stats").json(), client.post("/stats", {"cache_salt": "another"}).json()]
+
+    before = seen()
+    keys = [UnitKey(*placement, None, "salt") for placement in placements]
+    for key in keys:
+        connection._encode(store.known.hold(key, texts))
+        assert seen() == before
+    store.resident.use(keys)
+    assert seen() == before
+    store.resident.end_use(keys)
+    assert store.pins.pin(keys)
+    assert seen() == before
+    store.pins.unpin(keys)
+    assert len(list(store.resident.reclaim(set()))) > 0 and store.resident.tally.total.evictions
+    assert seen() == before
+    for key in keys:
+        store.known.release(key)
+    assert seen() == before
+
+
 def test_a_tenant_sees_its_own_and_who_manages_sees_all() -> None:
     front_end = FrontEnd()
     client = Client(front_end)
