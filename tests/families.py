@@ -285,14 +285,6 @@ FAMILIES: dict[str, Family] = {
         with_vision({"rope_parameters": MROPE | {"mrope_interleaved": True}}, QWEN3_VISION),
         TEXT_ONLY,
     ),
-    "glm-4v": Family(
-        "GLM-4.1V, GLM-4.6V-Flash, for text",
-        "glm4v",
-        with_vision(
-            {"rope_parameters": MROPE | {"mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}}, {}
-        ),
-        TEXT_ONLY,
-    ),
     "bloom": Family(
         "BLOOM",
         "bloom",
