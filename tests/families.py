@@ -68,6 +68,8 @@ NO_PREFIX_CACHE: dict[str, Any] = {"enable_prefix_caching": False}
 MAMBA: dict[str, Any] = dict.fromkeys(("num_attention_heads", "num_key_value_heads", "intermediate_size"))
 FALCON_RW = {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}
 QWEN3_VISION: dict[str, Any] = {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+# Published Granites scale scores; the default does not.
+SCALED = {"attention_multiplier": 32**-0.5}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 
 
@@ -150,8 +152,8 @@ FAMILIES: dict[str, Family] = {
     "olmo": Family("OLMo", "olmo", NO_HEAD_DIM),
     "olmo2": Family("OLMo 2", "olmo2", NO_HEAD_DIM),
     "olmoe": Family("OLMoE", "olmoe", EXPERTS | NO_HEAD_DIM),
-    "granite": Family("Granite 3", "granite", NO_HEAD_DIM),
-    "granite-moe": Family("Granite-MoE", "granitemoe", EXPERTS | NO_HEAD_DIM),
+    "granite": Family("Granite 3", "granite", NO_HEAD_DIM | SCALED),
+    "granite-moe": Family("Granite-MoE", "granitemoe", EXPERTS | NO_HEAD_DIM | SCALED),
     "smollm3": Family(
         "SmolLM3 (every 4th layer without positions)", "smollm3", NO_HEAD_DIM | {"num_hidden_layers": 4}
     ),

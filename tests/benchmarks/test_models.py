@@ -36,7 +36,8 @@ def test_rows_say_what_their_numbers_do(tmp_path: Path, monkeypatch: pytest.Monk
     page.write_text(cli.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(cli, "PAGE", page)
     cli.write_table(results)
-    assert page.read_text(encoding="utf-8").splitlines() == (cli.ROOT / "docs/models.md").read_text(
-        encoding="utf-8"
-    ).splitlines()
+    assert (
+        page.read_text(encoding="utf-8").splitlines()
+        == (cli.ROOT / "docs/models.md").read_text(encoding="utf-8").splitlines()
+    )
     assert {row["verdict"] for row in rows().values()} <= {"exact", "exact up to vLLM"}

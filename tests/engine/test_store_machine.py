@@ -158,8 +158,8 @@ class StoreMachine(RuleBasedStateMachine):
             if self._make_room(unit.geometry.num_blocks):
                 self.store.resident.allocate(unit)
                 self.store.resident.finish(unit)
-                recording = self.recordings.begin(unit, 0)
-                written.append((unit, recording.record if recording else None))
+                recording = self.recordings.begin([unit], 0)
+                written.append((unit, recording.records[0][0] if recording else None))
                 del self.encoding[unit.key]
         self.loads.place_background(self._make_room)
         for unit, _ in written:
