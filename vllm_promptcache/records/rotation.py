@@ -49,13 +49,13 @@ class RotaryTable:
 
 
 class _Work(NamedTuple):
-    """What turning keys of one shape takes: cosines, and sines with their signs, for each of their numbers;
-    keys in float32, and the same with the numbers of each pair swapped."""
+    """What turning keys of one shape takes: cosines for each number, sines for each pair of them; memory for
+    the keys in float32, and for them turned."""
 
     cos: torch.Tensor
     sin: torch.Tensor
+    keys: torch.Tensor
     turned: torch.Tensor
-    swapped: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +77,10 @@ class Turn:
         width = work.turned.shape[-1]
         first, second = self._halves(width // 2)
         begin, end = self.first, self.first + width
-        work.turned.copy_(keys[..., begin:end])
-        work.swapped[..., first] = work.turned[..., second]
-        work.swapped[..., second] = work.turned[..., first]
-        work.turned.mul_(work.cos).addcmul_(work.swapped, work.sin)
+        work.keys.copy_(keys[..., begin:end])
+        torch.mul(work.keys, work.cos, out=work.turned)
+        work.turned[..., first].addcmul_(work.keys[..., second], work.sin, value=-1)
+        work.turned[..., second].addcmul_(work.keys[..., first], work.sin)
         moved = torch.empty_like(keys)
         moved[..., begin:end] = work.turned
         if width < keys.shape[-1]:
@@ -102,15 +102,15 @@ class Turn:
         return found
 
     def _make_work(self, shape: tuple[int, ...], tokens_at: int) -> _Work:
-        # Cosines and sines for every head: all passes but the swap are then over one run of memory.
-        first, second = self._halves(shape[-1] // 2)
-        whole = [torch.empty(*shape[tokens_at:], device=self.cos.device) for _ in range(2)]
-        by_token = (shape[tokens_at], *[1] * (len(shape) - tokens_at - 2), shape[-1] // 2)
-        cos, sin = self.cos.reshape(by_token), self.sin.reshape(by_token)
-        for one, at_first, at_second in ((whole[0], cos, cos), (whole[1], -sin, sin)):
-            one[..., first], one[..., second] = at_first, at_second
-        turned, swapped = (torch.empty(*shape, device=self.cos.device) for _ in range(2))
-        return _Work(whole[0], whole[1], turned, swapped)
+        # Cosines and sines for every head: passes over whole keys are then over one run of memory.
+        pairs = shape[-1] // 2
+        first, second = self._halves(pairs)
+        by_token = (shape[tokens_at], *[1] * (len(shape) - tokens_at - 2), pairs)
+        cos = torch.empty(*shape[tokens_at:], device=self.cos.device)
+        cos[..., first] = cos[..., second] = self.cos.reshape(by_token)
+        sin = self.sin.reshape(by_token).expand(*shape[tokens_at:-1], pairs).contiguous()
+        floats, turned = (torch.empty(*shape, device=self.cos.device) for _ in range(2))
+        return _Work(cos, sin, floats, turned)
 
 
 @dataclass(frozen=True, eq=False)
