@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 from vllm.config import KVTransferConfig
+from vllm.outputs import RequestOutput
 
 from tests.engine import telling_connector
 from tests.engine.oracle import Oracle
 from tests.engine.plans import members, random_tokens, simple, travel
-from tests.engine.support import greedy, largest_error, serving, tokens_of
+from tests.engine.support import Engine, greedy, largest_error, serving, tokens_of
 from vllm_promptcache.blocks.wire import prompt_token_ids
+from vllm_promptcache.contract.plan import Plan
 
 PROMPTS = [travel(), simple("a"), members(1, 2), members(2, 1)]
 
@@ -52,3 +54,37 @@ def test_plain_prompts_use_a_connector_and_composed_ones_do_not(
             assert tokens_of(output) == oracle(tiny_model, prompt, 8)[0]
     with serving(tiny_model) as engine:
         assert [tokens_of(o) for o in engine.ask(texts)] == [tokens_of(o) for o in answers[1:]]
+
+
+def answer(engine: Engine, prompt: Plan | list[int]) -> RequestOutput:
+    """Without waiting for what is never stored."""
+    name = engine.add(prompt, greedy(8))
+    for _ in range(100):
+        if name in engine.outputs:
+            break
+        engine.step()
+    return engine.outputs.pop(name)
+
+
+def test_blocks_that_are_about_to_be_stored_are_not_written_over(tiny_model: Path, oracle: Oracle) -> None:
+    """What a request left is stored after it has ended. A composed request, and a unit, that get its blocks
+    have to wait for that, though the connector does not know of them."""
+    config = KVTransferConfig(
+        kv_connector="SchedulersOffloadingConnector",
+        kv_connector_module_path="tests.engine.telling_connector",
+        kv_role="kv_both",
+        kv_connector_extra_config={"cpu_bytes_to_use": 1 << 26},
+    )
+    telling_connector.told.clear()
+    telling_connector.stored.clear()
+    telling_connector.flushed.clear()
+    settings = {"num_gpu_blocks_override": 40, "max_model_len": 1024, "max_num_batched_tokens": 1024}
+    with serving(tiny_model, kv_transfer_config=config, **settings) as engine:
+        answer(engine, random_tokens(960, "plain").tolist())
+        jobs = set().union(*telling_connector.stored)
+        assert jobs and not set().union(*telling_connector.flushed)
+        num_told = len(telling_connector.told)
+        prompt = simple("module", 600, 300)
+        assert tokens_of(answer(engine, prompt)) == oracle(tiny_model, prompt, 8)[0]
+        assert len(telling_connector.told) == num_told  # of nothing
+        assert jobs & set().union(*telling_connector.flushed)

@@ -12,10 +12,9 @@ from tests.cases import CASES, ENCODE_MODES
 from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
-from tests.engine.plans import simple, travel
+from tests.engine.plans import Plan, new, plan, random_tokens, simple, travel, unit
 from tests.engine.support import Engine, greedy, largest_error, serving, tokens_of
 from tests.families import FAMILIES
-from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.repairs.repaired import without_reuse
 
 MAX_ERROR = 1e-3
@@ -69,3 +68,45 @@ def test_asynchronous_steps(tiny_model: Path, oracle: Oracle) -> None:
         assert engine.llm_engine.reset_prefix_cache(reset_running_requests=True)
         engine.finish()
         assert tokens_of(engine.outputs[name]) == expected
+
+
+GAP = plan(unit("a", (0, 130)), new(130, 3), unit("b", (200, 330)), new(3000, 9))
+
+
+def test_blocks_run_out(tiny_model: Path, oracle: Oracle) -> None:
+    """Units give way, and requests are preempted and admitted again, while steps are in flight."""
+    settings = {"num_gpu_blocks_override": 44, "max_model_len": 1280, "block_size": 32}
+    prompts = [simple(name, 300, 30) for name in "abcd"] + [simple("b", 300, 300, "again")]
+    for force_async in (False, True):
+        with serving(tiny_model, force_async=force_async, **settings, **SMALL_STEPS) as engine:
+            preempted: list[str] = []
+            preempt = engine.scheduler._preempt_request
+
+            def noted(
+                request: Any, *args: Any, preempt: Any = preempt, to: Any = preempted, **more: Any
+            ) -> Any:
+                to.append(request.request_id)
+                return preempt(request, *args, **more)
+
+            engine.scheduler._preempt_request = noted
+            names = []
+            for prompt in prompts:
+                names.append(engine.add(prompt, greedy(40)))
+                engine.step()
+            plain = engine.add(random_tokens(200, "plain").tolist(), greedy(40))
+            engine.finish()
+            for name, prompt in zip(names, prompts, strict=True):
+                assert tokens_of(engine.outputs[name]) == oracle(tiny_model, prompt, 40)[0]
+            assert len(tokens_of(engine.outputs[plain])) == 40
+            assert preempted or engine.store.resident.num_evictions
+
+
+def test_what_counts_generated_tokens(tiny_model: Path, oracle: Oracle) -> None:
+    """Fewest tokens are tokens; positions behind a gap are many more."""
+    tokens, _ = oracle(tiny_model, GAP, 6)
+    with serving(tiny_model) as engine:
+        stops = [greedy(6, stop_token_ids=[tokens[3]], min_tokens=n, ignore_eos=False) for n in (2, 5)]
+        early, late = (engine.ask([GAP], params)[0] for params in stops)
+        assert tokens_of(early) == tokens[:4] and early.outputs[0].finish_reason == "stop"
+        assert tokens_of(late)[:3] == tokens[:3] and len(tokens_of(late)) >= 5
+        assert tokens[3] not in tokens_of(late)[:4]
