@@ -103,11 +103,13 @@ class ChatTemplate:
         Raises ChatTemplateError where there is no template or it knows no such role.
         """
         key = (role, previous)
-        if key not in self._words or self.tells_hours:
+        # What another thread forgets meanwhile is found here all the same.
+        words = None if self.tells_hours else self._words.get(key)
+        if words is None:
             self._renderer.require_template()
             self._afters.pop(role, None)
-            self._words[key] = RoleWords(self._before(role, previous), self._after(role))
-        return self._words[key]
+            words = self._words[key] = RoleWords(self._before(role, previous), self._after(role))
+        return words
 
     def opening(self, role: str) -> RoleWords:
         """The words around a `role` message that begins a conversation, with a system message that the
@@ -169,9 +171,10 @@ class ChatTemplate:
     # Words
 
     def _after(self, role: str) -> str:
-        if role not in self._afters:
-            self._afters[role] = self._find_after(role)
-        return self._afters[role]
+        after = self._afters.get(role)
+        if after is None:
+            after = self._afters[role] = self._find_after(role)
+        return after
 
     def _find_after(self, role: str) -> str:
         last = self._renderer.after_last(role)

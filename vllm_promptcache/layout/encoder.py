@@ -112,7 +112,8 @@ class TextEncoder:
         Raises ChatTemplateError where the template has no such role.
         """
         key = (role, previous)
-        if key not in self._role_tokens or self.template.tells_hours:
+        tokens = None if self.template.tells_hours else self._role_tokens.get(key)
+        if tokens is None:
             words = self.template.words(role, previous)
-            self._role_tokens[key] = (self.encode(words.before), self.encode(words.after))
-        return self._role_tokens[key]
+            tokens = self._role_tokens[key] = (self.encode(words.before), self.encode(words.after))
+        return tokens
