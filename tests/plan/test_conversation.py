@@ -258,6 +258,11 @@ def test_somebody_has_to_ask(schema: str, prompt: str) -> None:
         composed("chatml", Talk(schema, prompt, [], []))
 
 
+def test_a_system_message_asks_nothing() -> None:
+    with pytest.raises(ChatTemplateError, match="messages beside the system message may be empty only when"):
+        composed("chatml", Talk(SYSTEM, "<a/>", said("system Now."), []))
+
+
 @pytest.mark.parametrize(
     ("schema", "prompt", "what"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from tests.byte_tokenizer import byte_tokenizer, plan_text
@@ -208,3 +210,36 @@ def test_the_nearest_of_many_names_is_the_nearest() -> None:
     for name in ("report-1999-sumary", "eport-1999-summary", "report1999-summary", "REPORT-1999-SUMMARY"):
         assert unknown("module", name, names).endswith("did you mean 'report-1999-summary'?")
     assert unknown("schema", "travle", ["gravel", "travel"]).endswith("did you mean 'travel'?")
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("named", ["NFC", "NFD"])
+def test_names_that_look_the_same_are_the_same(written: str, named: str) -> None:
+    """Files of some systems have names whose accents are characters of their own."""
+    schema = (
+        '<schema name="s"><module name="été 1.pdf">A. <module name="ñandú">B.</module></module>'
+        '<union name="ö"><module name="ü">C.</module></union>'
+        '<pool name="pâte" length="20"><module name="crème">D.</module></pool></schema>'
+    )
+    prompt = (
+        '<prompt schema="s"><use module="été 1.pdf/ñandú"/><ö><use module="ü"/></ö>'
+        "<pâte><crème/></pâte> End.</prompt>"
+    )
+    layout = build_layout(
+        parse_document(unicodedata.normalize(written, schema)).schemas[0], byte_tokenizer(), 4096
+    )
+    document = parse_document(unicodedata.normalize(named, prompt))
+    assert document.prompt is not None
+    assert plan_text(build_plan(layout, document.prompt), byte_tokenizer()) == "A. B.C.D. End."
+
+
+@pytest.mark.parametrize("empty", ["", " ", "&#10;", "&#160;", "&#12288;"])
+def test_what_is_required_is_more_than_white_space(empty: str) -> None:
+    schema = (
+        '<schema name="s"><module name="m"><parameter name="p" length="9" required="true"/></module></schema>'
+    )
+    layout = build_layout(parse_document(schema).schemas[0], byte_tokenizer(), 4096)
+    document = parse_document(f"<prompt schema='s'><m p='{empty}'/> x</prompt>")
+    assert document.prompt is not None
+    with pytest.raises(PMLError, match="parameter 'p' of module 'm' is required"):
+        build_plan(layout, document.prompt)

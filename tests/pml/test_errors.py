@@ -42,13 +42,13 @@ MALFORMED = {
     ),
     '<schema name="s">&#0;</schema>': (
         "1:18: schema[s]: not well-formed XML: &#0; is U+0000 NULL, which XML cannot hold: leave it out, or register"
-        " the text in the JSON form, which takes any"
+        " the text in the JSON form, which takes any, as messages do"
     ),
     '<schema name="s" name="t"/>': "1:18: /: not well-formed XML: duplicate attribute",
     "<prompt schema='s'/><prompt schema='s'/>": "1:21: /: not well-formed XML: junk after document element",
     "<prompt schema='s'>\n\u00e9\u00e9 \x01</prompt>": (
         "2:4: prompt: not well-formed XML: XML cannot hold U+0001 START OF HEADING: leave it out, or register the text"
-        " in the JSON form, which takes any"
+        " in the JSON form, which takes any, as messages do"
     ),
     '<!DOCTYPE schema><schema name="s"/>': "1:1: /: a document type declaration (DTD) is not allowed",
     '<!DOCTYPE a [<!ENTITY x "y">]><schema name="s">&x;</schema>': (
@@ -79,17 +79,17 @@ def test_all_characters_that_are_not_right_are_named_at_once() -> None:
     prefix = "not well-formed XML: "
     assert [error.replace(prefix, "").split(": ", 2)[::2] for error in errors_of(text)] == [
         ["1:28", "'&' as text is written &amp;, or stands in CDATA"],
-        ["2:21", "XML cannot hold U+000C FORM FEED: leave it out, or register the text in the JSON form, which takes any"],
+        ["2:21", "XML cannot hold U+000C FORM FEED: leave it out, or register the text in the JSON form, which takes any, as messages do"],
         ["2:25", "'<' begins no element: as text it is &lt;, or stands in CDATA"],
         ["2:29", "'&' as text is written &amp;, or stands in CDATA"],
         ["2:30", "'&' as text is written &amp;, or stands in CDATA"],
-        ["2:34", "XML cannot hold U+FFFF NO CHARACTER: leave it out, or register the text in the JSON form, which takes any"],
-        ["3:27", "XML cannot hold U+001B ESCAPE: leave it out, or register the text in the JSON form, which takes any"],
-        ["4:40", "XML cannot hold U+0000 NULL: leave it out, or register the text in the JSON form, which takes any"],
+        ["2:34", "XML cannot hold U+FFFF NO CHARACTER: leave it out, or register the text in the JSON form, which takes any, as messages do"],
+        ["3:27", "XML cannot hold U+001B ESCAPE: leave it out, or register the text in the JSON form, which takes any, as messages do"],
+        ["4:40", "XML cannot hold U+0000 NULL: leave it out, or register the text in the JSON form, which takes any, as messages do"],
         ["4:45", "']]>' in text is written ]]&gt;"],
         ["4:49", "'&mdash;' is no entity of XML: write the character itself, or &#8212;"],
         ["4:57", "there is no entity '&foo;': as text it is written &amp;foo;"],
-        ["4:63", "&#12; is U+000C FORM FEED, which XML cannot hold: leave it out, or register the text in the JSON form, which takes any"],
+        ["4:63", "&#12; is U+000C FORM FEED, which XML cannot hold: leave it out, or register the text in the JSON form, which takes any, as messages do"],
         ["4:88", "'<' in an attribute's value is written &lt;"],
     ]  # fmt: skip
 

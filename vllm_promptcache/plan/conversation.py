@@ -105,8 +105,8 @@ class _Script:
         system = messages.pop(0) if messages and messages[0].get("role") in _SYSTEM else None
         self.earlier, question, later = _around_question(joined, messages, asked)
         if not messages and not (joined and joined[-1].role == "user" and joined[-1].asks):
-            what = "messages may be empty only when the PML prompt ends in a user's message, or in text"
-            raise ChatTemplateError(what)
+            what = "may be empty only when the PML prompt ends in a user's message, or in text"
+            raise ChatTemplateError(f"messages {'beside the system message ' * (system is not None)}{what}")
         self.messages: list[Mapping[str, Any]] = []
         if system is not None and not (joined and joined[0].role == "system"):
             self.messages.append(system)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Protocol
 
 from vllm_promptcache.errors import IssueList, nearest, quote, unknown
 from vllm_promptcache.layout.parts import MessageSpan, ModuleLayout, PoolLayout, UnionLayout
 from vllm_promptcache.layout.schema import SchemaLayout
+from vllm_promptcache.plan.hints import NO_MEMBERS, Hints, Members, spellings
 from vllm_promptcache.pml.names import next_step
 from vllm_promptcache.pml.nodes import (
     IncludeNode,
@@ -21,16 +20,6 @@ from vllm_promptcache.pml.nodes import (
 )
 from vllm_promptcache.pml.prompt_parser import NOT_IN_A_POOL
 from vllm_promptcache.pml.space import is_white
-
-_NO_MEMBERS: Mapping[str, ModuleLayout] = {}
-
-
-class Members(Protocol):
-    """Members of pools that are in no schema's text, by the pools' paths and their names."""
-
-    def get(self, pool: str, default: Mapping[str, ModuleLayout], /) -> Mapping[str, ModuleLayout]:
-        """The members of a pool."""
-        ...
 
 
 # None is frozen: ends and neighbours become known later, and this runs for every request.
@@ -141,6 +130,7 @@ class _Resolver:
         self._root = root
         self._issues = issues
         self._pool_members = members
+        self._hints = Hints(root, members)
         self._included: list[Included] = []
         self._texts: list[NewText] = []
         self._mask = 0
@@ -200,12 +190,15 @@ class _Resolver:
 
     def _other(self, parent: Included, node: IncludeNode) -> Included | None:
         """What is named that is no module right here: a union, or a module further in, by its path."""
+        node = self._as_spelled(parent.module, node)
+        if node.name in parent.module.children:
+            return self._module(parent, node, parent.module.children[node.name])
         union = parent.module.unions.get(node.name)
         if union is not None:
             return self._union(parent, node, union)
         way, member = find_way(parent.module, node.name)
         if not way:
-            self._issues.add(node.place.issue(self._unknown(parent.module, node.name)))
+            self._issues.add(node.place.issue(self._hints.unknown(parent.module, node.name)))
             self._complete = False
             return None
         last = way.pop() if member is None else None
@@ -221,6 +214,13 @@ class _Resolver:
         self._item(parent, replace(node, name=member), parent.module.pool)
         return first
 
+    def _as_spelled(self, module: ModuleLayout, node: IncludeNode) -> IncludeNode:
+        """The node with its name as the schema spells it: 'é' may be one character, or two."""
+        for name in spellings(node.name):
+            if name in module.children or name in module.unions or find_way(module, name)[0]:
+                return replace(node, name=name)
+        return node
+
     def _imply(self, parent: Included, node: IncludeNode, module: ModuleLayout) -> Included | None:
         """A module on the way of a path, which is included with what is in it."""
         if self._mask >> module.index & 1:
@@ -231,41 +231,6 @@ class _Resolver:
         included = self._add(parent, IncludeNode(module.name, {}, (), node.place), module)
         self._implied[module.index] = included
         return included
-
-    def _unknown(self, module: ModuleLayout, name: str) -> str:
-        """What is wrong with a name that is not known here: where it stands, or what is most like it."""
-        here = [*module.children, *module.unions]
-        near: str | None = name
-        if name not in self._elsewhere and (
-            nearest(name, here) is not None or (near := nearest(name, self._elsewhere)) is None
-        ):
-            return unknown("module", name, here)
-        assert near is not None, "or there was nothing alike"
-        path = self._elsewhere[near]
-        meant = f"unknown module {quote(name)}; " + (
-            "it" if near == name else f"did you mean {quote(near)}? It"
-        )
-        if path == near:
-            return f"{meant} is directly in the schema: put it directly in the prompt"
-        return (
-            f"{meant} is in {quote(path.removesuffix(f'/{near}'))}: put it there, or write"
-            f' <use module="{path}"/> directly in the prompt'
-        )
-
-    @cached_property
-    def _elsewhere(self) -> Mapping[str, str]:
-        """The paths of all modules, and of pools' members, by their names; of those of one name, the first
-        one's."""
-        paths = {name: name for name in self._root.children}
-        waiting = [(child, child.name) for child in self._root.children.values()]
-        for module, path in waiting:
-            inside = [*module.children]
-            if module.pool is not None:
-                inside += [*module.pool.members, *self._pool_members.get(module.pool.path, _NO_MEMBERS)]
-            for name in inside:
-                paths.setdefault(name, f"{path}/{name}")
-            waiting += [(child, f"{path}/{child.name}") for child in module.children.values()]
-        return paths
 
     def _unknown_parameter(self, module: ModuleLayout, name: str) -> str:
         """What is wrong with an argument: whose it may be."""
@@ -289,11 +254,13 @@ class _Resolver:
                 self._issues.add(child.place.issue(NOT_IN_A_POOL))
                 continue
             module = union.members.get(child.name)
+            for name in () if module is not None else spellings(child.name):
+                module = module or union.members.get(name)
             if module is None:
-                near = nearest(child.name, union.members) or child.name not in self._elsewhere
+                near = nearest(child.name, union.members) or child.name not in self._hints.elsewhere
                 what = unknown("member", child.name, union.members)
                 self._issues.add(
-                    child.place.issue(what if near else self._unknown(parent.module, child.name))
+                    child.place.issue(what if near else self._hints.unknown(parent.module, child.name))
                 )
                 self._complete = False
             else:
@@ -338,14 +305,18 @@ class _Resolver:
 
     def _item(self, included: Included, node: IncludeNode, pool: PoolLayout) -> None:
         """Adds a member that is included by its name to what stands in a pool."""
-        registered = self._pool_members.get(pool.path, _NO_MEMBERS)
+        registered = self._pool_members.get(pool.path, NO_MEMBERS)
         named = self._names_in(included, pool)
         found = named.get(node.name) or registered.get(node.name)
+        for name in () if found is not None else spellings(node.name):
+            found = found or named.get(name) or registered.get(name)
         if found is None:
             names = [*pool.members, *registered]
-            is_near = node.name not in self._elsewhere or nearest(node.name, names) is not None
+            is_near = node.name not in self._hints.elsewhere or nearest(node.name, names) is not None
             what = (
-                unknown("module", node.name, names) if is_near else self._unknown(included.module, node.name)
+                unknown("module", node.name, names)
+                if is_near
+                else self._hints.unknown(included.module, node.name)
             )
             self._issues.add(node.place.issue(what))
             self._complete = False
@@ -390,6 +361,6 @@ class _Resolver:
             if name not in module.parameters:
                 self._issues.add(node.place.at(name).issue(self._unknown_parameter(module, name)))
         for parameter in module.parameters.values():
-            if parameter.required and is_white(node.arguments.get(parameter.name, "")):
+            if parameter.required and not node.arguments.get(parameter.name, "").strip():
                 what = f"parameter {quote(parameter.name)} of module {quote(module.name)} is required"
                 self._issues.add(node.place.issue(what))

@@ -14,7 +14,7 @@ from vllm_promptcache.pml.characters import describe_character
 from vllm_promptcache.pml.escape import NOT_IN_XML
 from vllm_promptcache.pml.source import Place, Source
 
-_JSON = "leave it out, or register the text in the JSON form, which takes any"
+_JSON = "leave it out, or register the text in the JSON form, which takes any, as messages do"
 _MAX_DEPTH = 64
 _HINTS = {
     "mismatched tag": ": an element is not closed, or a '<' in text is not written &lt;",
