@@ -101,6 +101,23 @@ def test_a_document_counts_by_what_it_holds(held: Held, shape: str) -> None:
     assert (after - before) <= counted <= 5 * (after - before), (after - before, counted)
 
 
+def test_a_module_of_a_letter_holds_little(held: Held) -> None:
+    """Each is some fifty characters of a document, and has arrays of its tokens and positions, and places."""
+    number = 1000
+    gc.freeze()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        document_held = held.builder.document_of(SHAPES["letters"], allow_schemas=True)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()
+    assert len(document_held.entries["s"].layout.units) == number
+    assert (after - before) / number <= 1950
+
+
 def test_what_is_remembered_is_bounded_by_its_bytes(held: Held) -> None:
     for number in range(70):
         held.compose(SHAPES["beside text"].replace("root", f"root {number}"))

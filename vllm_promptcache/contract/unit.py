@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vllm_promptcache.contract.once import once
 
 # Fewer tokens fill no block of a KV cache: none is smaller in vLLM's attention backends.
 SMALL_TOKENS = 16
@@ -22,8 +23,14 @@ class Placement(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True, eq=False)
-class Unit:
+class _UnitSlots:
+    """Where a unit keeps what is worked out once."""
+
+    __slots__ = ("_digest", "_home", "_seen", "_stem", "_token_list")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Unit(_UnitSlots):
     """A module's own text, the schema's anonymous text, or a scaffold's co-encoded modules.
 
     ``token_ids`` and ``position_ids`` are int64 arrays and ``kept`` a bool array, all of shape
@@ -49,17 +56,17 @@ class Unit:
         """Tokens to encode, placeholders included."""
         return len(self.token_ids)
 
-    @cached_property
+    @once
     def token_list(self) -> list[int]:
         """The token IDs as vLLM takes them; not to be changed."""
         return list(self.token_ids.tolist())
 
-    @cached_property
+    @once
     def home(self) -> int:
         """The position of the first token where the unit's context really stands."""
         return int(self.position_ids[0]) if len(self.position_ids) else 0
 
-    @cached_property
+    @once
     def stem(self) -> Unit | None:
         """The last unit of the context with whose own context, and itself, the context begins; None if there
         is none. Where units see all before them, it is the one before, and says all that they see."""
@@ -69,7 +76,7 @@ class Unit:
                 return seen
         return None
 
-    @cached_property
+    @once
     def seen(self) -> tuple[Unit, ...]:
         """The context in short: the stem, if there is one, for what it has seen as well, and the rest."""
         if self.stem is None:
@@ -89,7 +96,7 @@ class Unit:
             and bool(stem.position_ids[-1] < self.position_ids[0])
         )
 
-    @cached_property
+    @once
     def digest(self) -> str:
         """Hex SHA-256 over everything in the plan that the unit's states depend on, but for where it stands.
 
@@ -105,7 +112,7 @@ class Unit:
         """The unit's stem, that one's, and so on, as far as no digest is known."""
         stems: list[Unit] = []
         stem = self.stem
-        while stem is not None and "digest" not in vars(stem):
+        while stem is not None and not hasattr(stem, "_digest"):
             stems.append(stem)
             stem = stem.stem
         return stems

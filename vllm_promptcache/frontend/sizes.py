@@ -10,7 +10,7 @@ from vllm_promptcache.layout.schema import SchemaLayout
 
 # Bytes, on the safe side of what tests measure: token IDs as an array and as a list, positions, flags.
 _TOKEN = 80
-_UNIT = 2400
+_UNIT = 2000
 _MODULE = 2200
 _PARAMETER = 1300
 _PIECE = 500

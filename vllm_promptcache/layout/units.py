@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from vllm_promptcache.contract.unit import Unit
 from vllm_promptcache.layout.draft import ModuleDraft, ParameterDraft, Run
 from vllm_promptcache.layout.parts import ModuleLayout, ParameterLayout, Piece, PoolLayout, UnionLayout
 
+_FEW_TOKENS = 64
 # One for all modules that have none, so that a prompt over many of them touches less memory.
 _NO_PARAMETERS: Mapping[str, ParameterLayout] = {}
 _NO_CHILDREN: Mapping[str, ModuleLayout] = {}
@@ -73,10 +75,22 @@ def make_unit(id: str, runs: Sequence[Run], context: Sequence[Unit]) -> Unit | N
         return None
     token_ids = np.concatenate([np.asarray(run.token_ids, np.int64) for run in runs])
     position_ids = np.concatenate([np.arange(run.start, run.end, dtype=np.int64) for run in runs])
-    kept = np.concatenate([np.full(len(run.token_ids), run.kept) for run in runs])
+    kept = _kept(runs, len(token_ids))
     for array in (token_ids, position_ids, kept):
         array.flags.writeable = False
     return Unit(id, token_ids, position_ids, kept, tuple(context))
+
+
+def _kept(runs: Sequence[Run], num_tokens: int) -> NDArray[np.bool_]:
+    """Of each token of runs whether it is kept; units of few tokens that all are share an array."""
+    if num_tokens <= _FEW_TOKENS and all(run.kept for run in runs):
+        return _all_kept(num_tokens)
+    return np.concatenate([np.full(len(run.token_ids), run.kept) for run in runs])
+
+
+@cache
+def _all_kept(num_tokens: int) -> NDArray[np.bool_]:
+    return np.ones(num_tokens, bool)
 
 
 def piece_ranges(unit: Unit, owners: NDArray[np.int64] | None = None) -> Iterator[tuple[int, int]]:
