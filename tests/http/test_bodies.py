@@ -91,3 +91,44 @@ def test_large_answers_are_made_elsewhere() -> None:
     before = connection.num_in_threads
     assert len(client.get("/schemas/s").json()["modules"]) == 501
     assert connection.num_in_threads == before + 1
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_who_hangs_up_within_a_body_is_no_error_of_the_server(method: str) -> None:
+    """Which would be sixty lines of the log for a hundred bytes sent."""
+    front_end = FrontEnd()
+    client = Client(front_end)
+    client.post("/schemas", "<schema name='s'>a<pool name='p'/></schema>")
+    posts = ["schemas", "schemas/s/pin", "explain", "stats", "schemas/s/pools/p/modules:batch"]
+    for path in posts if method == "POST" else ["schemas/s/pools/p/modules/m"]:
+        for kind in (b"application/json", b"application/xml", b"text/plain"):
+            assert asyncio.run(_hang_up(client, method, path, kind)) in (200, 400)
+    assert not front_end.registry["s"].members.of("s/p")
+
+
+async def _hang_up(client: Client, method: str, path: str, kind: bytes) -> int:
+    """Send the beginning of a body: the status of the answer that nobody reads."""
+    received = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": f"/v1/prompt_cache/{path}",
+        "raw_path": f"/v1/prompt_cache/{path}".encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", kind), (b"content-length", b"100")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    await client.app(scope, receive, send)
+    return int(sent[0]["status"])
