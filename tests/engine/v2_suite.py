@@ -13,7 +13,7 @@ from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
 from tests.engine.plans import Plan, new, plan, random_tokens, simple, travel, unit
-from tests.engine.support import Engine, greedy, largest_error, serving, tokens_of
+from tests.engine.support import MAX_MODEL_LEN, Engine, greedy, largest_error, serving, tokens_of
 from tests.families import FAMILIES
 from vllm_promptcache.repairs.repaired import without_reuse
 
@@ -71,6 +71,8 @@ def test_asynchronous_steps(tiny_model: Path, oracle: Oracle) -> None:
 
 
 GAP = plan(unit("a", (0, 130)), new(130, 3), unit("b", (200, 330)), new(3000, 9))
+# Positions run out in the midst of drafts, long before tokens do.
+END = plan(unit("end", (0, 100)), new(MAX_MODEL_LEN - 15, 10))
 
 
 def test_blocks_run_out(tiny_model: Path, oracle: Oracle) -> None:
@@ -110,3 +112,17 @@ def test_what_counts_generated_tokens(tiny_model: Path, oracle: Oracle) -> None:
         assert tokens_of(early) == tokens[:4] and early.outputs[0].finish_reason == "stop"
         assert tokens_of(late)[:3] == tokens[:3] and len(tokens_of(late)) >= 5
         assert tokens[3] not in tokens_of(late)[:4]
+
+
+def test_speculation(tiny_model: Path, oracle: Oracle) -> None:
+    """By a model: drafts may be bad, answers are right. (Triton's interpreter cannot run V2's n-grams.)"""
+    prompts = [travel(), GAP, END]
+    draft = {"method": "draft_model", "model": str(tiny_model), "num_speculative_tokens": 2}
+    with serving(tiny_model, speculative_config=draft) as engine:
+        assert runner_of(engine).speculator is not None
+        for _ in range(2):  # cold and warm
+            outputs = engine.ask(prompts, greedy(7, logprobs=2))
+            for output, prompt in zip(outputs, prompts, strict=True):
+                tokens, logprobs = oracle(tiny_model, prompt, min(7, MAX_MODEL_LEN - prompt.next_position))
+                assert tokens_of(output) == tokens
+                assert largest_error(output, logprobs) < MAX_ERROR
