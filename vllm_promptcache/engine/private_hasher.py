@@ -56,7 +56,7 @@ class PrivateHasher:
 
     @property
     def num_plain_blocks(self) -> int:
-        """How many blocks at the beginning of the stream are a plain request's."""
+        """How many private blocks at the beginning are a plain request's."""
         size = self._seats.block_size
         return sys.maxsize if self._is_all_plain else self._num_plain // size
 
