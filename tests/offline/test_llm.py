@@ -21,6 +21,7 @@ from vllm_promptcache import LLM
 from vllm_promptcache.contract.repair import Repair
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.plan.build import NO_TOOLS
 
 pytestmark = pytest.mark.engine
 
@@ -234,3 +235,16 @@ def test_members_of_pools(llm: LLM, tiny_model: Path) -> None:
     llm.remove_pool_module("desk", "passages", "b")
     assert [member["name"] for member in llm.pool_modules("desk", "passages")] == ["a/1", "c"]
     llm.remove_schema("desk")
+
+
+def test_tools_that_the_template_does_not_write_are_said(llm: LLM) -> None:
+    """SmolLM2's template writes none; what is where they are written is in tests/server/test_tools.py."""
+    function = {"name": "hotels", "description": "Finds one.", "parameters": {"type": "object"}}
+    schema = "<schema name='agent'><system>You act.<tools/></system></schema>"
+    pml = f"<pml>{schema}<prompt schema='agent'/></pml>"
+    tools = [{"type": "function", "function": function}]
+    explained = llm.explain(pml, MESSAGES, tools=tools)
+    assert explained["notes"] == [NO_TOOLS]
+    assert explained["lookup"]["units"] == {"agent": "absent"}
+    assert "notes" not in llm.explain(pml, MESSAGES)
+    assert llm.chat_pml(pml, MESSAGES, params(), tools=tools)[0].outputs[0].token_ids
