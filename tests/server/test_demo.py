@@ -22,8 +22,10 @@ def test_the_demo_ends_with_its_table_and_leaves_nothing_behind(tiny_model: Path
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^(passages|travel|packages) +(\d+) +(\d+) +[\d.]+ m?s ", done.stdout, re.MULTILINE)
     assert [name for name, _, _ in rows] == ["passages", "travel", "packages"]
-    for _, num_prompt_tokens, num_reused_tokens in rows:
-        assert 0 < int(num_prompt_tokens) - int(num_reused_tokens) < 40
+    for name, num_prompt_tokens, num_reused_tokens in rows:
+        # Passages have the template's own system message before them, and a line break behind each.
+        most = 60 if name == "passages" else 40
+        assert 0 < int(num_prompt_tokens) - int(num_reused_tokens) < most
     assert done.stdout.count("  > ") == done.stdout.count(" reused; first token after ") == 12
     assert "\x1b" not in done.stdout
     assert mark.wait_until_gone() == []
