@@ -12,7 +12,7 @@ import pytest
 
 from tests.reference import greedy, load_reference_model
 from tests.repairs import repair as repaired_by_definition
-from tests.server.support import ASKED, MESSAGES, PROMPT
+from tests.server.support import ASKED, MESSAGES, PROMPT, TRAVEL
 
 TOOLS: Any = [{"type": "function", "function": {"name": "book", "parameters": {"type": "object"}}}]
 
@@ -272,11 +272,13 @@ def test_a_request_can_bring_its_own_schema(client: openai.OpenAI) -> None:
 
 
 def test_tenants_have_states_of_their_own(client: openai.OpenAI) -> None:
-    plain, salted = ask(client), ask(client, cache_salt="secret")
-    again = ask(client, cache_salt="secret")
-    assert plain.choices[0].message == salted.choices[0].message
-    encoded = [answer.prompt_cache["modules_encoded"] for answer in (plain, salted, again)]
-    assert encoded == [0, 3, 0]
+    """Of what clients bring; the modules of the operator's schemas are the same for all."""
+    own = TRAVEL.replace("You plan journeys.", "You plan a client's journeys.")
+    for pml, expected in ((PROMPT, [0, 0, 0]), (f"<pml>{own}{PROMPT}</pml>", [3, 3, 0])):
+        plain, salted = ask(client, pml), ask(client, pml, cache_salt="secret")
+        again = ask(client, pml, cache_salt="secret")
+        assert plain.choices[0].message == salted.choices[0].message
+        assert [a.prompt_cache["modules_encoded"] for a in (plain, salted, again)] == expected
 
 
 def test_many_at_once(client: openai.OpenAI) -> None:
