@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engine.plans import new, plan, random_tokens, simple, unit
-from tests.engine.support import Engine, SharedEngine, close_all, composed, greedy, report_of
+from tests.engine.support import Engine, SharedEngine, close_all, composed, greedy, report_of, serving
 from vllm_promptcache.blocks.wire import Keep, units_to_wire
 from vllm_promptcache.contract.plan import CachedSegment, Plan
 from vllm_promptcache.contract.unit import Placement
@@ -258,3 +258,61 @@ def test_each_tenant_sees_its_own_counts(engine: Engine) -> None:
     for name in ("requests", "misses", "evictions", "bytes_in_memory", "blocks_modules", "encodings"):
         assert sum(one[name] for one in tenants.values()) == everything[name]
         assert public[name] == tenants[""][name]
+
+
+def held_by(engine: Engine) -> dict[str, int]:
+    """How much the scheduler and the worker keep of units, requests and records, container by container."""
+    scheduler, runner = engine.scheduler, engine.core.model_executor.driver_worker.worker.model_runner
+    parts = {
+        "known": engine.store.known,
+        "resident": engine.store.resident,
+        "pins": engine.store.pins,
+        "backlog": engine.store.backlog,
+        "orders": engine.store.resident._with_blocks,
+        "orders of rows": engine.store.resident._with_rows,
+        "catalog": scheduler.catalog,
+        "records": scheduler.records,
+        "host": scheduler.records.host,
+        "recordings": scheduler.recordings,
+        "loads": scheduler.loads,
+        "encodings": scheduler.encodings,
+        "keeping": scheduler._keeping,
+        "expiry": scheduler._expiry,
+        "sparing": engine.manager.sparing,
+        "composed": engine.manager.composed,
+        "tally": engine.store.resident.tally,
+        "kept rows": runner.row_store,
+        "record rows": runner.records.rows,
+    }
+    return {
+        f"{name}.{attribute}": len(value)
+        for name, part in parts.items()
+        for attribute, value in vars(part).items()
+        if hasattr(value, "__len__")
+    }
+
+
+def test_thousands_of_different_texts_leave_no_more_than_hundreds(tiny_model: Path) -> None:
+    """2,000 modules that came with requests of one client, marked with times as well: what is held is bounded
+    by what there is room for, whatever their number."""
+    found = []
+    settings = {"host_gib": 100 * 40 * 3 * 2 * 32 * 2 * 4 / 2**30, "module_ttl_s": 1000}
+    with serving(
+        tiny_model, max_model_len=1024, num_gpu_blocks_override=101, prompt_cache=settings
+    ) as engine:
+        for first in range(0, 2000, 50):
+            prompts = [simple(f"text {number}", 40, 3) for number in range(first, first + 50)]
+            names = []
+            for prompt in prompts:
+                params = keeping(prompt, ttl=500.0, pin=len(names) % 7 == 0)
+                tokens = [0] * (prompt.num_cached_tokens + prompt.num_new_tokens)
+                names.append(engine.add(tokens, params, cache_salt="client"))
+            engine.finish()
+            assert all(report_of(engine.outputs.pop(name))["modules_encoded"] == 1 for name in names)
+            if first in (950, 1950):
+                found.append(held_by(engine))
+        half, end = found
+        more = {name: (half[name], count) for name, count in end.items() if count > 1.1 * half[name] + 8}
+        assert not more, more
+        assert end["known.by_key"] <= 101
+        assert engine.scheduler.records.host.num_bytes <= settings["host_gib"] * 2**30

@@ -62,3 +62,8 @@ class Expiry:
         if ttl is not None and unit.key not in self._entered:
             self._entered.add(unit.key)
             heapq.heappush(self._due, (unit.idle_since + ttl, next(self._numbers), unit.key))
+            known = self._store.known.by_key
+            if len(self._due) > 2 * len(known) + 64:  # those that went otherwise
+                self._due = [due for due in self._due if due[2] in known]
+                heapq.heapify(self._due)
+                self._entered = {key for _, _, key in self._due}

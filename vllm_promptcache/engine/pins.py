@@ -95,11 +95,15 @@ class Pins:
         if end < self._entered.get(key, float("inf")):
             self._entered[key] = end
             heapq.heappush(self._ends, (end, next(self._numbers), key))
+        if len(self._ends) > 2 * len(self._ttls) + 64:  # those that were let go before
+            self._ends = [one for one in self._ends if self._entered.get(one[2]) == one[0]]
+            heapq.heapify(self._ends)
 
     def unpin(self, keys: Iterable[UnitKey]) -> None:
         """Let units go again."""
         for key in keys:
             self._ttls.pop(key, None)
+            self._entered.pop(key, None)
             unit = self.known[key]
             if unit.pinned:
                 self._set(unit, False, by_request=key in self._by_requests)
