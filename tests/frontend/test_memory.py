@@ -188,23 +188,3 @@ def test_registered_schemas_are_bounded_by_their_bytes() -> None:
     assert caught.value.status == 507 and sorted(registry.entries) == ["first", "other"]
     run_sync(registry.remove("other"))
     front_end.register(schema("first", m="else"))  # a new version takes the place of the old one
-
-
-def test_texts_that_come_with_prompts_are_not_kept() -> None:
-    """Members that requests bring into a registered pool: the front end holds no more objects after 600 than
-    after 100."""
-    front_end = FrontEnd()
-    front_end.register("<schema name='desk'>Answer.<pool name='p' length='200'/></schema>")
-
-    def ask(numbers: range) -> int:
-        for number in numbers:
-            member = f"<module name='tmp'>text {number}</module>"
-            pml = f"<prompt schema='desk'><p>{member}</p>?</prompt>"
-            salt = f"client {number % 3}"
-            composing = front_end.composer.compose_texts(pml, PromptOptions(), [""], salt=salt)
-            assert run_sync(composing)[0].to_wire()["texts"]
-        gc.collect()
-        return len(gc.get_objects())
-
-    before = ask(range(100))
-    assert ask(range(100, 600)) - before < 100
