@@ -23,7 +23,16 @@ Module = tuple[str, int]
 class Router:
     """As one outside: from events alone, the modules that are there, and the prefixes."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._num_published = self._num_heard = 0
+        publisher = engine.scheduler.kv_event_publisher
+        publish = publisher.publish
+
+        def counted(batch: KVEventBatch) -> None:
+            self._num_published += 1
+            publish(batch)
+
+        publisher.publish = counted
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         self._socket.connect(ENDPOINT)
         self._socket.subscribe("")
@@ -34,7 +43,9 @@ class Router:
 
     def hear(self) -> None:
         """All that was published."""
-        while self._socket.poll(300):
+        while self._num_heard < self._num_published:
+            assert self._socket.poll(20_000), "what was published does not come"
+            self._num_heard += 1
             _, _, payload = self._socket.recv_multipart()
             for event in self._decoder.decode(payload).events:
                 self._note(event)
@@ -73,7 +84,7 @@ def engine_and_router(tiny_model: Path) -> Iterator[tuple[Engine, Router]]:
     config = KVEventsConfig(enable_kv_cache_events=True, endpoint=ENDPOINT)
     settings = {"num_gpu_blocks_override": 130, "max_model_len": 4096, "max_num_batched_tokens": 512}
     with serving(tiny_model, kv_events_config=config, **settings) as engine:
-        router = Router()
+        router = Router(engine)
         yield engine, router
         router.close()
 

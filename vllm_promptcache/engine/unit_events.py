@@ -20,7 +20,7 @@ class UnitEvents:
 
     A unit's blocks are no prefix of anything: their parent is a hash that no block has, so that whoever
     follows the chains of plain prompts does not come to them. ``extra_keys`` say what they are; see
-    docs/events.md. Nothing is told where vLLM is not asked to.
+    docs/engines.md. Nothing is told where vLLM is not asked to.
     """
 
     def __init__(self, block_pool: BlockPool, block_size: int):
