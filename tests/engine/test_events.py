@@ -132,7 +132,7 @@ def test_a_rush_that_evicts_and_preempts(engine_and_router: tuple[Engine, Router
             engine.add(text, greedy(4))
         engine.step()
     engine.finish()
-    assert engine.store.resident.num_evictions
+    assert engine.call("stats")["evictions"]
     engine.ask([random_tokens(40, "last").tolist()])
     router.hear()
     assert router.modules.keys() == modules_of(engine)

@@ -100,7 +100,7 @@ def test_blocks_run_out(tiny_model: Path, oracle: Oracle) -> None:
             for name, prompt in zip(names, prompts, strict=True):
                 assert tokens_of(engine.outputs[name]) == oracle(tiny_model, prompt, 40)[0]
             assert len(tokens_of(engine.outputs[plain])) == 40
-            assert preempted or engine.store.resident.num_evictions
+            assert preempted or engine.call("stats")["evictions"]
 
 
 def test_what_counts_generated_tokens(tiny_model: Path, oracle: Oracle) -> None:
