@@ -34,8 +34,7 @@ from vllm_promptcache.repairs.repaired import repaired
 MAX_ERROR = 1e-3
 NUM_TOKENS = 4
 REPAIRS = ["link:1", "link:5", "link:33", "link:64", "tail", "link:40+tail", "close", "full"]
-POOLS = ("pool-last", "pool-one-token", "pool-blocks", "pool-parameters", "pool-second", "pool-open")
-TABLE = [*CASES, *(case for case in POOL_CASES if case.name in POOLS)]
+TABLE = (*CASES, *POOL_CASES)
 ALL_CASES = [case.with_encode(mode) for case in TABLE for mode in ENCODE_MODES]
 IDS = [f"{case.name}-{mode}" for case in TABLE for mode in ENCODE_MODES]
 
