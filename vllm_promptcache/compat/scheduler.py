@@ -121,12 +121,24 @@ def hash_blocks_later(key: str) -> None:
 
     def make(original: Any) -> Any:
         def from_engine_core_request(cls: Any, request: Any, block_hasher: Any) -> Any:
-            is_composed = carries(request.sampling_params, key)
-            return original(cls, request, None if is_composed else block_hasher)
+            if not carries(request.sampling_params, key):
+                return original(cls, request, block_hasher)
+            made = original(cls, request, None)
+            made._later_block_hasher = block_hasher
+            return made
 
         return from_engine_core_request
 
     wrap_once(Request, "from_engine_core_request", make, "cls", "request", "block_hasher")
+
+
+def hash_blocks_now(request: Any) -> None:
+    """Hash a request's blocks as vLLM would have, where `hash_blocks_later` holds: for an engine of the same
+    process, say."""
+    hasher = getattr(request, "_later_block_hasher", None)
+    if hasher is not None:
+        request._block_hasher = hasher
+        request.update_block_hashes()
 
 
 def plain_block_hash(vllm_config: Any) -> Any:

@@ -81,11 +81,11 @@ class Composing:
                 held[key] = self._store.known.hold(key, texts)
             if repaired:
                 composition = self._take_from_heads(composition, held)
-            slot_layout = self._seats(composition, self._max_model_len)
+            slot_layout = self._slot_layout(composition, self._max_model_len)
             has_room = self._has_room(slot_layout, held)
             if not has_room:
                 composition = composition.without_reuse({k: u.geometry.position_ids for k, u in held.items()})
-                slot_layout, repaired = self._seats(composition, self._max_model_len), ()
+                slot_layout, repaired = self._slot_layout(composition, self._max_model_len), ()
                 while held:
                     self._store.known.release(held.popitem()[0])
             # Positions run out before tokens do: there generation ends, with reason "length".
@@ -145,12 +145,12 @@ class Composing:
         for key in composition.unit_keys:
             self._store.known.hold(key, {})
         # Its one generated token is thrown away and needs no position.
-        slot_layout = self._seats(composition, self._max_model_len + 1)
+        slot_layout = self._slot_layout(composition, self._max_model_len + 1)
         _reorder(request, composition, None)
         requester_id = waiting.request_id if waiting is not None else None
         return ComposedRequest(request, composition, slot_layout, is_encoding=True, requester_id=requester_id)
 
-    def _seats(self, composition: Composition, num_positions: int) -> SlotLayout:
+    def _slot_layout(self, composition: Composition, num_positions: int) -> SlotLayout:
         geometries = {key: self._store.known[key].geometry for key in composition.unit_keys}
         return lay_out_slots(
             composition, geometries, self._store.block_size, num_positions, self._store.window

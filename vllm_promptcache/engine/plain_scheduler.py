@@ -43,6 +43,7 @@ class PlainScheduling(Base):
         """As vLLM's. A composed request's tokens come in the order of their positions."""
         if compat.carries(request.sampling_params, EXTRA_ARG):
             self._unreported[request.request_id] = request
+            compat.hash_blocks_now(request)
         super().add_request(request)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:

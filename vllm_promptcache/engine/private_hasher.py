@@ -39,7 +39,7 @@ class PrivateHasher:
         tenant: Any,
         plain_hash: PlainHash,
     ):
-        self._seats = slot_layout
+        self._slot_layout = slot_layout
         self._seed = repr((adapter, tenant)).encode()
         self._plain_hash = plain_hash
         self._events = [
@@ -57,12 +57,12 @@ class PrivateHasher:
     @property
     def num_plain_blocks(self) -> int:
         """How many private blocks at the beginning are a plain request's."""
-        size = self._seats.block_size
+        size = self._slot_layout.block_size
         return sys.maxsize if self._is_all_plain else self._num_plain // size
 
     def __call__(self, request: Request) -> list[BlockHash]:
         """Hashes of the blocks that became full since the last call; shared blocks have none (``b""``)."""
-        slot_layout, hashes = self._seats, request.block_hashes
+        slot_layout, hashes = self._slot_layout, request.block_hashes
         shared, size = slot_layout.num_shared_blocks, slot_layout.block_size
         if not hashes:
             self._next_event = 0
@@ -90,7 +90,7 @@ class PrivateHasher:
         return b"".join(parts)
 
     def _new_tokens_in(self, block: int, request: Request) -> Sequence[int]:
-        slot_layout = self._seats
+        slot_layout = self._slot_layout
         low, high = (new_tokens_before(slot_layout, (block + i) * slot_layout.block_size) for i in (0, 1))
         first = slot_layout.num_cached_tokens
         return request.all_token_ids[first + low : first + high]
