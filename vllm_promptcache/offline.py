@@ -26,12 +26,12 @@ from vllm_promptcache.frontend.documents import load_schema_files
 from vllm_promptcache.frontend.errors import RefusedError
 from vllm_promptcache.frontend.loading import wait_until_encoded
 from vllm_promptcache.frontend.marked import MarkingRenderer
-from vllm_promptcache.frontend.marks import seconds_of
 from vllm_promptcache.frontend.members import NewMember, described
 from vllm_promptcache.frontend.options import PromptOptions
 from vllm_promptcache.frontend.reports import RESPONSE_FIELD, take_report
 from vllm_promptcache.frontend.service import open_service
 from vllm_promptcache.frontend.tokenizer import open_encoder
+from vllm_promptcache.frontend.ttl import seconds_of
 from vllm_promptcache.layout.schema import SchemaLayout
 from vllm_promptcache.plan.conversation import Turns
 from vllm_promptcache.pml.nodes import SchemaNode
@@ -111,7 +111,7 @@ class LLM(vllm.LLM):
         With ``pin`` their states are held, for ``ttl`` after their last use if that is given; with ``encode``
         they are encoded before they are needed. Raises RefusedError where there is no such pool.
         """
-        pools, seconds = self._prompt_cache.pools, seconds_of("ttl", ttl)
+        pools, seconds = self._prompt_cache.pools, seconds_of(ttl)
         members = [NewMember(name, text, seconds, pin) for name, text in modules.items()]
         puts = run_sync(pools.put(schema, pool, members))
         if encode:

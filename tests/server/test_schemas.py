@@ -171,7 +171,7 @@ def test_replacing_the_operators_schema_and_putting_it_back(
         ("<schema name='s'><module name='m' src='x'/></schema>", 400, "PMLError", "'src' is allowed only"),
         ("x" * 70_000, 413, "PMLError", "larger than 65536 bytes"),
         ({"pml": "<schema/>"}, 400, "PMLError", "pml:1:1: schema: attribute 'name'"),
-        ({"pml": schema("s"), "ttl": 60}, 400, "BadRequestError", "ttl is not supported yet"),
+        ({"pml": schema("s"), "ttl": 0}, 400, "BadRequestError", "'ttl' must be seconds above zero"),
         ({"pml": schema("s"), "pins": True}, 400, "BadRequestError", "pins: Extra inputs"),
         ({"xml": schema("s")}, 400, "BadRequestError", "pml: Field required"),
         ({"pml": "x" * 400_000}, 413, "PMLError", "larger than"),

@@ -8,7 +8,6 @@ and computed as any other text is.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vllm_promptcache.errors import unknown
 from vllm_promptcache.frontend.errors import RefusedError
+from vllm_promptcache.frontend.ttl import seconds_of
 
 CACHE_CONTROL, PROMPT_CACHE = "cache_control", "prompt_cache"
 
@@ -24,8 +24,6 @@ NO_PINS = "a marked part is not pinned: this server's clients do not manage what
 # After so many parts that are not found, no others are looked for: each search reads all of the prompt.
 _MAX_MISSES = 16
 _OPTIONS = ("name", "ttl", "pin")
-_TTL = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,3})?)(?P<unit>[smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_NAME = 512
 
 
@@ -166,7 +164,7 @@ def _mark_of(part: Mapping[str, Any]) -> Mark | None:
     if own is None:
         if not isinstance(control, Mapping):
             raise _wrong(CACHE_CONTROL, "must be an object")
-        return Mark(ttl=seconds_of(CACHE_CONTROL, control.get("ttl")))
+        return Mark(ttl=_seconds(CACHE_CONTROL, control))
     if not isinstance(own, Mapping):
         raise _wrong(PROMPT_CACHE, "must be an object")
     for option in own:
@@ -177,19 +175,11 @@ def _mark_of(part: Mapping[str, Any]) -> Mark | None:
         raise _wrong(PROMPT_CACHE, f"'name' must be a text of at most {_MAX_NAME} characters")
     if not isinstance(pin, bool):
         raise _wrong(PROMPT_CACHE, "'pin' must be true or false")
-    return Mark(name, seconds_of(PROMPT_CACHE, own.get("ttl")), pin)
+    return Mark(name, _seconds(PROMPT_CACHE, own), pin)
 
 
-def seconds_of(field: str, ttl: Any) -> float | None:
-    """A time as seconds, or as text with a unit: `90s`, `5m`, `1h`, `7d`."""
-    if ttl is None:
-        return None
-    if isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl < 1e9:
-        return float(ttl)
-    match = _TTL.fullmatch(ttl) if isinstance(ttl, str) else None
-    if match is None:
-        raise _wrong(field, "'ttl' must be seconds, or a time such as '90s', '5m', '1h', '7d'")
-    return float(match["number"]) * _SECONDS[match["unit"]]
+def _seconds(field: str, mark: Any) -> float | None:
+    return seconds_of(mark.get("ttl"), f"{field} of a part", "messages")
 
 
 def _wrong(field: str, what: str) -> RefusedError:

@@ -17,10 +17,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
-from vllm_promptcache.frontend.marks import seconds_of
 from vllm_promptcache.frontend.members import NewMember, described, first_members
 from vllm_promptcache.frontend.pools import AT_ONCE, Put, problem_of
 from vllm_promptcache.frontend.service import PromptCacheService
+from vllm_promptcache.frontend.ttl import seconds_of
 from vllm_promptcache.server.bodies import is_json, json_bytes, read_body
 from vllm_promptcache.server.errors import wrong_body
 from vllm_promptcache.server.services import managed, service_of
@@ -167,7 +167,7 @@ def _parse(model: type[Body], body: bytes) -> Body:
 
 
 def _said(name: str, body: MemberBody) -> NewMember:
-    return NewMember(name, body.text, seconds_of("ttl", body.ttl), body.pin)
+    return NewMember(name, body.text, seconds_of(body.ttl), body.pin)
 
 
 def _text(body: bytes) -> str:

@@ -13,8 +13,8 @@ from vllm_promptcache.errors import PMLError, unknown
 from vllm_promptcache.frontend.describe import details, summary
 from vllm_promptcache.frontend.entry import SchemaEntry
 from vllm_promptcache.frontend.errors import NOT_FOUND, RefusedError
-from vllm_promptcache.frontend.marks import seconds_of
 from vllm_promptcache.frontend.service import PromptCacheService
+from vllm_promptcache.frontend.ttl import seconds_of
 from vllm_promptcache.server import pools
 from vllm_promptcache.server.answers import answer_modules, answer_plans
 from vllm_promptcache.server.bodies import (
@@ -75,7 +75,7 @@ async def register(request: Request, pin: bool = False) -> Response:
     if is_json(request):
         body = await read_object(request, json_bytes(max_bytes), service.registry.connection)
         registration, document = registration_of(body)
-        ttl = seconds_of("ttl", registration.ttl)
+        ttl = seconds_of(registration.ttl)
         pin, where = registration.pin or pin, "pml" if isinstance(document, str) else "body"
     else:
         document, where, ttl = await read_body(request, max_bytes), "body", None
