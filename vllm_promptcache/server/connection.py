@@ -22,7 +22,7 @@ _NUM_THREADS = 2
 _SWITCH_S = 0.0005
 # How many objects more there are before Python looks for garbage among the young ones, and how often before
 # it looks among all: that stops all threads for longer, the more documents are remembered.
-_COLLECT_AFTER = (10_000, 10, 20)
+_COLLECT_AFTER = (10_000, 20, 100)
 
 
 class AsyncEngineConnection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import is_dataclass
@@ -14,6 +15,7 @@ from vllm_promptcache.frontend.errors import RefusedError
 
 # What only the prompt's text is made from: nothing of it is sent to the engine as it is.
 _OF_THE_PROMPT = {"messages", "prompt", "tools", "documents", "chat_template_kwargs"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
@@ -72,7 +74,7 @@ async def with_grammar_errors(request: Any, outputs: AsyncIterator[Any]) -> Asyn
 def _reason(value: Any) -> str | None:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "an integer does not fit into 64 bits"
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
         return "text holds half of a surrogate pair, which is no Unicode"
     return None
 
