@@ -120,7 +120,7 @@ def ask(server: Server, load: Load, end: float, seed: int) -> None:
                 load.num_asked += 1
                 number = load.num_asked
             if number % ABORTED == 0:
-                abort(client, body)
+                abort(client, body, numbers)
                 load.num_aborted += 1
                 continue
             answer = client.post("/v1/completions", json=body)
@@ -136,11 +136,20 @@ def ask(server: Server, load: Load, end: float, seed: int) -> None:
                     load.samples.append((body, said["choices"][0]["logprobs"]))
 
 
-def abort(client: httpx.Client, body: dict[str, Any]) -> None:
+def is_gone(answer: httpx.Response, numbers: list[int]) -> bool:
+    """Whether a member is not there because `change` has deleted it, and not registered it again yet."""
+    if answer.status_code != 400:
+        return False
+    answer.read()
+    return any(f"unknown module '{name_of(n)}'" in answer.text for n in numbers if n % CHANGING == 0)
+
+
+def abort(client: httpx.Client, body: dict[str, Any], numbers: list[int]) -> None:
     """Hang up, after the first word or before."""
     with client.stream("POST", "/v1/completions", json={**body, "stream": True, "max_tokens": 200}) as answer:
-        assert answer.status_code == 200
-        next(answer.iter_raw(), None)
+        if not is_gone(answer, numbers):
+            assert answer.status_code == 200
+            next(answer.iter_raw(), None)
 
 
 def change(server: Server, load: Load, end: float) -> None:
