@@ -124,6 +124,8 @@ def ask(server: Server, load: Load, end: float, seed: int) -> None:
                 load.num_aborted += 1
                 continue
             answer = client.post("/v1/completions", json=body)
+            if is_gone(answer, numbers):
+                continue
             assert answer.status_code == 200, answer.text
             said = answer.json()
             report = said["prompt_cache"]
