@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,9 +146,8 @@ class Drafting:
         table, block_size = metadata.block_table_tensor, int(self._drafter.block_size)
         self._effects.enter_context(self._writer.begin(placed, table, block_size))
         if step.rows is not None:
-            rows, device = step.rows, self._writer.device
+            view = functools.partial(present, rows=step.rows, device=self._writer.device)
             groups: Sequence[Any] = self._drafter.draft_attn_groups
-            view = lambda common: present(common, rows, device)  # noqa: E731
             self._effects.enter_context(compat.attention_metadata_seen_through(groups, view))
 
     def _there(
