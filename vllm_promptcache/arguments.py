@@ -51,11 +51,14 @@ def prepare(engine_args: Any) -> None:
         register_mpt()
 
 
-def configure(vllm_config: Any) -> None:
-    """Adjust vLLM's configuration; nothing is imported or touched unless the prompt cache is enabled."""
+def configure(vllm_config: Any, serves: bool) -> None:
+    """Adjust vLLM's configuration, ``serves`` of an engine behind HTTP and not in a script.
+
+    Nothing is imported or touched unless the prompt cache is enabled.
+    """
     if is_enabled(vllm_config):
         from vllm_promptcache.engine.configure import configure as configure_engine
         from vllm_promptcache.server.install import install
 
         configure_engine(vllm_config)
-        install(vllm_config)
+        install(vllm_config, serves=serves)

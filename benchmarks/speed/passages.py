@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,12 +94,21 @@ class Library:
 
 
 def rank(passages: Sequence[str], questions: Sequence[str], count: int) -> list[list[int]]:
-    """The indices of each question's best passages, the best one first, by BM25."""
+    """The indices of each question's best passages, the best one first, by BM25.
+
+    In a process of its own: bm25s loads numba, and vLLM cannot start an engine on CPUs where that is loaded
+    (``vllm.triton_utils.dispatcher`` looks into every module, llvmlite's among them).
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_rank, list(passages), list(questions), count).result()
+
+
+def _rank(passages: list[str], questions: list[str], count: int) -> list[list[int]]:
     import bm25s
 
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(passages), show_progress=False), show_progress=False)
-    asked = bm25s.tokenize(list(questions), return_ids=False, show_progress=False)
+    index.index(bm25s.tokenize(passages, show_progress=False), show_progress=False)
+    asked = bm25s.tokenize(questions, return_ids=False, show_progress=False)
     found, _ = index.retrieve(asked, k=count, show_progress=False)
     return [list(map(int, row)) for row in found]
 

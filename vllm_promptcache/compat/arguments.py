@@ -16,12 +16,15 @@ def wrap_engine_args(
     add_arguments: Callable[[Any], None],
     read_arguments: Callable[[Any], dict[str, Any] | None],
     prepare: Callable[[Any], None],
-    configure: Callable[[Any], None],
+    configure: Callable[[Any, bool], None],
 ) -> None:
     """Let the plugin add flags, turn them into ``additional_config``, ``prepare`` with the engine's arguments
-    before a ``VllmConfig`` is made of them, and adjust that.
+    before a ``VllmConfig`` is made of them, and ``configure`` that, told whether its engine serves HTTP.
     """
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    serving = (UsageContext.OPENAI_API_SERVER, UsageContext.OPENAI_BATCH_RUNNER)
 
     def make_add(original: Any) -> Any:
         def add_cli_args(parser: Any) -> Any:
@@ -44,10 +47,10 @@ def wrap_engine_args(
         return from_cli_args
 
     def make_create(original: Any) -> Any:
-        def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def create_engine_config(self: Any, usage_context: Any = None, *args: Any, **kwargs: Any) -> Any:
             prepare(self)
-            vllm_config = original(self, *args, **kwargs)
-            configure(vllm_config)
+            vllm_config = original(self, usage_context, *args, **kwargs)
+            configure(vllm_config, usage_context in serving)
             return vllm_config
 
         return create_engine_config

@@ -5,16 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from vllm_promptcache.compat import carries, wrap_once
-
-
-def is_api_server() -> bool:
-    """Whether this process is one that serves HTTP: vLLM's app is loaded by then."""
-    return "vllm.entrypoints.launchers.app" in sys.modules
 
 
 def num_api_servers(vllm_config: Any) -> int:

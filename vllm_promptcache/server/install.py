@@ -22,14 +22,13 @@ from vllm_promptcache.frontend.routing import engine_for
 logger = logging.getLogger("vllm.promptcache")
 
 
-def install(vllm_config: Any) -> None:
+def install(vllm_config: Any, *, serves: bool) -> None:
     """Called where an engine's configuration is made, before anything else is.
 
     Raises:
         UnsupportedError: there would be a front end or an engine that is not reached.
         PMLError: a schema file is wrong. Better now than after the model is loaded.
     """
-    serves = compat_server.is_api_server()
     refuse_unsupported(vllm_config, serves=serves)
     if compat_server.num_api_servers(vllm_config) > 1:
         share_catalog()
