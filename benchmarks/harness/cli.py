@@ -28,6 +28,7 @@ BENCHMARKS = {
     "decode": "time per output token by context length",
     "conversation": "the second turn over the same modules",
     "tax": "plain traffic: plugin on, off, not installed",
+    "versions": "this checkout against another one: plain and composed requests",
     "throughput": "questions over a pool of documents at concurrency 1 to 32",
     "loading": "members of a pool encoded, loaded from memory and files, placed; and after a restart",
     "retrieval": "passages found by BM25, marked, or for a prefix cache in two orders, concurrency 1 to 32",

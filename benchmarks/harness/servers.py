@@ -46,14 +46,22 @@ class Server:
     """A running server. Leave the ``with`` block to stop it; idle servers use no processor time."""
 
     def __init__(
-        self, settings: Settings, plugin: Plugin, *arguments: str, name: str | None = None, **changes: Any
+        self,
+        settings: Settings,
+        plugin: Plugin,
+        *arguments: str,
+        name: str | None = None,
+        checkout: Path | None = None,
+        **changes: Any,
     ):
-        """``arguments`` go to vLLM after those of the settings; ``changes`` are block_size, kv_gib."""
+        """``arguments`` go to vLLM after those of the settings; ``changes`` are block_size, kv_gib. The
+        plugin is that of a ``checkout`` where one is given, else the installed one."""
         self.name = name or plugin.value
         self.plugin = plugin
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments = server_arguments(settings, plugin, *arguments, **changes)
+        self._checkout = checkout
         self._cleanup = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         folder = RESULTS / "logs"
@@ -73,6 +81,8 @@ class Server:
             site = self._cleanup.enter_context(site_without_plugin())
             interpreter.append("-S")
             environment["PYTHONPATH"] = site
+        elif self._checkout is not None:
+            environment["PYTHONPATH"] = str(self._checkout)
         command = [*interpreter, "-m", ENTRY_POINT, "--port", str(self.port), *self.arguments]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,21 @@ def ratio_of(above: Mapping[Place, float], below: Mapping[Place, float]) -> Spre
     """The spread of ratios pair by pair, or None where nothing pairs."""
     ratios = pair_ratios(above, below)
     return Spread.of(ratios) if ratios else None
+
+
+def ratio_over_starts(pairs: Iterable[tuple[Mapping[Place, float], Mapping[Place, float]]]) -> Spread | None:
+    """The geometric mean of all starts' medians of ratios, and of their quartiles; None where nothing pairs.
+
+    The server that starts first is slower by some percent for as long as it lives. Over as many starts as
+    there are servers each is the first once, and that falls out of the mean.
+    """
+    found = [ratio for above, below in pairs if (ratio := ratio_of(above, below)) is not None]
+    if not found:
+        return None
+    medians, lows, highs = (
+        geometric_mean(v) for v in zip(*((s.median, s.low, s.high) for s in found), strict=True)
+    )
+    return Spread(medians, lows, highs, sum(s.count for s in found))
 
 
 def by_place(samples: Iterable[Mapping[str, Any]], value: str) -> dict[Place, float]:

@@ -54,6 +54,7 @@ _FORM = (
     f' <parameter name="what" length="12"/>. {_text("forms", 20)}\n</module>'
 )
 _OPEN = '<system>Rules.<module name="rules">' + _text("rules", 20) + "</module></system>"
+_WITH_TOOLS = f'<system>Rules.<tools length="1100"/>{_module("rules", 20)}</system>'
 
 LAYOUTS = [
     Layout("RAG: notes in the system message", _HOLDING, "<otters/><maps/>", _said("user Which gate?")),
@@ -89,6 +90,14 @@ LAYOUTS = [
     Layout(
         "agent: a result of a tool",
         _OPEN,
+        "<rules/>",
+        [*_said("user Count."), *_said("assistant I count.", f"user Result: {_text('counts', 20)}")],
+        _TOOLS,
+    ),
+    Layout("agent: tools are a module", _WITH_TOOLS, "<rules/>", _said("user Count."), _TOOLS),
+    Layout(
+        "agent: tools are a module, a later turn",
+        _WITH_TOOLS,
         "<rules/>",
         [*_said("user Count."), *_said("assistant I count.", f"user Result: {_text('counts', 20)}")],
         _TOOLS,

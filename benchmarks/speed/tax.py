@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from statistics import geometric_mean
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -15,7 +14,7 @@ from benchmarks.harness.plot import Panel, Series
 from benchmarks.harness.report import Figure, Table, shown
 from benchmarks.harness.run import Cell, Result, Run
 from benchmarks.harness.servers import Plugin, Server, let_others_rest
-from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_of
+from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_over_starts
 from benchmarks.harness.text import TextSource, read_corpus
 
 WAYS = {"on": Plugin.ON, "off": Plugin.OFF, "absent": Plugin.ABSENT}
@@ -111,19 +110,7 @@ def _times(cells: list[Cell], way: str) -> dict[Place, float]:
 
 
 def _ratio(cells: list[Cell], above: str, below: str) -> Spread | None:
-    """The geometric mean of all starts' medians, and of their quartiles.
-
-    The server that starts first is slower by some percent for as long as it lives. Over as many starts as
-    there are ways each is the first once, and that falls out of the mean.
-    """
-    starts = [ratio_of(_times([cell], above), _times([cell], below)) for cell in cells]
-    found = [start for start in starts if start is not None]
-    if not found:
-        return None
-    medians, lows, highs = (
-        geometric_mean(v) for v in zip(*((s.median, s.low, s.high) for s in found), strict=True)
-    )
-    return Spread(medians, lows, highs, sum(s.count for s in found))
+    return ratio_over_starts([(_times([cell], above), _times([cell], below)) for cell in cells])
 
 
 def _by_kind(result: Result) -> dict[str, list[Cell]]:

@@ -12,7 +12,7 @@ from benchmarks.harness.report import Figure, Table, figure_table, render
 from benchmarks.harness.run import Run, RunError
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.spread import Spread
-from benchmarks.speed import conversation, decode, memory, overhead, tax, throughput, ttft
+from benchmarks.speed import conversation, decode, memory, overhead, tax, throughput, ttft, versions
 
 SETTINGS = Settings(model="/somewhere/a-model")
 
@@ -223,6 +223,16 @@ RESULTS: dict[Any, dict[str, Any]] = {
                 "samples": {way: samples(value, 10.0, 10.1) for way in tax.WAYS},
             }
             for kind, (value, _) in tax.TRAFFIC.items()
+            for start in range(2)
+        }
+    },
+    versions: {
+        "cells": {
+            f"{kind}:{start}": {
+                "kind": kind,
+                "samples": {way: samples(value, 10.0, 10.1) for way in versions.WAYS},
+            }
+            for kind, (value, _) in versions.KINDS.items()
             for start in range(2)
         }
     },
