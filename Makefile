@@ -62,7 +62,7 @@ test: $(STAMP)
 	@echo "Tests: the stages from PML to block tables, then vLLM engines and servers with a tiny random"
 	@echo "model and with SmolLM2-135M-Instruct (converted once into ~/.cache/vllm-promptcache)."
 	@$(BIN)/python -m demo.embedded_model >/dev/null
-	$(BIN)/python -m pytest --durations=10 $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(CODE)

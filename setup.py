@@ -28,6 +28,7 @@ EXTRAS_REQUIRE = {
     ],
     "dev": [
         "pytest>=8",  # runs the tests
+        "pytest-xdist",  # tests on several cores at once
         "pytest-timeout",  # an engine that hangs fails its test instead of stopping the run
         "hypothesis",  # property tests of layouts, plans and blocks
         "ruff",  # format and lint

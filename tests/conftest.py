@@ -1,6 +1,7 @@
 """Fixtures shared by all tests, and the marker that keeps engine tests out of `make check`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from demo.embedded_model import embedded_model_path
 from tests.models import tiny_llama
+
+# Where tests run in several processes, each has a core for its engines: vLLM would give all the same one.
+CORES: Sequence[int] = sorted(os.sched_getaffinity(0))
+MAX_PROCESSES = 4
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER.startswith("gw"):
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(CORES[int(WORKER[2:]) % len(CORES)]))
 
 # No test fails for being slow. Continuous integration tries the same examples each time, so that a change
 # fails by what it changed; everyone else's runs try new ones, and `--hypothesis-profile many` many of them.
@@ -26,6 +34,12 @@ settings.register_profile("many", settings.get_profile("new"), max_examples=3000
 settings.load_profile("same" if os.environ.get("CI") else "new")
 
 ENGINE_FOLDERS = ("engine", "offline", "server")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of ``-n auto``: each may hold several engines, of a gigabyte or two."""
+    return min(len(CORES), MAX_PROCESSES)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 - ``store``: 100,000 steps of the stateful test of the store with records and placements (about ten minutes).
 - ``zipf``: members of a pool for two tenants, aborts and re-registrations, for ``SOAK_SECONDS`` (1,800).
+- ``kill``: a whole server is killed ``SOAK_KILLS`` (100) times while it writes records.
 - ``hostile``: the worst documents beside plain requests, for ``SOAK_SECONDS`` (600), on a quiet machine.
 """
 
@@ -14,6 +15,7 @@ import sys
 SOAKS: dict[str, tuple[str, dict[str, str]]] = {
     "store": ("tests/engine/test_store_machine.py", {"STORE_EXAMPLES": "1000", "STORE_STEPS": "100"}),
     "hostile": ("tests/server/hostile_load.py", {}),
+    "kill": ("tests/server/kill_load.py", {}),
     "zipf": ("tests/server/zipf_load.py", {}),
 }
 

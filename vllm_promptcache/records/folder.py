@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import queue
@@ -52,6 +53,8 @@ class RecordFolder:
         self._last_complaint = ""
         self._writer = threading.Thread(target=self._change_all, name="prompt-cache-records", daemon=True)
         self._writer.start()
+        # A process that ends does not stop the writer in the middle of something.
+        atexit.register(self.close)
 
     def write(self, header: RecordHeader, rows: Rows) -> None:
         """Have a record written. Its rows must not change any more."""
@@ -93,6 +96,7 @@ class RecordFolder:
 
     def close(self) -> None:
         """Do what waits, and end."""
+        atexit.unregister(self.close)
         self._waiting.put(None)
         self._writer.join()
 
