@@ -41,8 +41,7 @@ def add_arguments(parser: Any) -> None:
     """Options of this benchmark."""
     parser.add_argument(
         "--against",
-        type=Path,
-        default=HERE,
+        default=str(HERE),
         help="a folder with another checkout (default: this one, for what a ratio means)",
     )
     parser.add_argument("--starts", type=int, default=2, help="fresh pairs of servers (default: %(default)s)")
@@ -57,7 +56,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
     settings = run.settings
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     source = TextSource(read_corpus(settings.data), tokenizer, settings.seed)
-    folders = {"here": HERE, "other": args.against.resolve()}
+    folders = {"here": HERE, "other": Path(args.against).resolve()}
     starts, count = (1, 3) if settings.quick else (args.starts, args.samples)
     for start in range(starts):
         keys = {kind: f"{kind}:{start}" for kind in args.kinds.split(",")}
