@@ -63,6 +63,11 @@ class CacheWriter:
         """An array where the model runs."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
+    def _range(self, numbers: NDArray[np.int64]) -> slice | torch.Tensor:
+        """Numbers that select: a range where they are one, which is copied at once, else on the device."""
+        is_range = len(numbers) > 0 and bool((np.diff(numbers) == 1).all())
+        return slice(int(numbers[0]), int(numbers[-1]) + 1) if is_range else self.on_device(numbers)
+
     def slots_of(self, slots: TableSlots, table: torch.Tensor, block_size: int) -> torch.Tensor:
         """Slots of the KV cache, int64, on the device."""
         blocks = table[self.on_device(slots.requests), self.on_device(slots.slots // block_size)]
@@ -97,12 +102,12 @@ class CacheWriter:
             if c.shift
         ]
         kept = [
-            (c.units[0], self.on_device(c.kept), self.on_device(c.rows), self._move(c.kept_at, c.shift))
+            (c.units[0], self._range(c.kept), self._range(c.rows), self._move(c.kept_at, c.shift))
             for c in captures
             if len(c.kept)
         ]
         recorded = [
-            (c.record, self.on_device(c.recorded), self.on_device(c.record_rows))
+            (c.record, self._range(c.recorded), self._range(c.record_rows))
             for c in captures
             if c.record is not None
         ]
@@ -111,11 +116,11 @@ class CacheWriter:
             for tokens, slots, move in stored:
                 if len(tokens):
                     update(*_moved(move, index, key[tokens], value[tokens]), slots)
-            for unit, tokens, rows, move in kept:
-                states = _moved(move, index, key[tokens], value[tokens])
+            for unit, some, rows, move in kept:
+                states = _moved(move, index, key[some], value[some])
                 self.row_store.write(unit, index, rows, *states)
-            for record, tokens, rows in recorded:
-                self.records.rows.write(record, index, rows, key[tokens], value[tokens])
+            for record, some, rows in recorded:
+                self.records.rows.write(record, index, rows, key[some], value[some])
             if late is not None:
                 update(*self.row_store.gather_layer(late.ranges, index), late_slots)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from vllm_promptcache.blocks.slot_layout import EdgeRows
+from vllm_promptcache.records.host_memory import host_empty
 from vllm_promptcache.records.packing import pack, unpack
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -78,18 +79,27 @@ class RowStore:
             self._rows.pop(unit, None)
 
     def write(
-        self, unit: Hashable, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        unit: Hashable,
+        layer: int,
+        rows: slice | torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
     ) -> None:
-        """Keep ``key[i]`` and ``value[i]`` (``(tokens, KV heads, head size)``) as row ``rows[i]``."""
+        """Keep ``key[i]`` and ``value[i]`` (``(tokens, KV heads, head size)``) as row ``rows[i]``, of a range
+        or of numbers."""
         kind, index = self._places[layer]
         place = self._rows[unit]
         pair = place.pairs[kind]
-        if place.start:
+        if isinstance(rows, slice):
+            rows = slice(rows.start + place.start, rows.stop + place.start)
+        elif place.start:
             rows = rows + place.start
         if self._packed_from is not None:
             key, value = pack(key), pack(value)
         if self._device is not None:
-            rows, key, value = rows.to(self._device), key.to(self._device), value.to(self._device)
+            key, value = key.to(self._device), value.to(self._device)
+            rows = rows if isinstance(rows, slice) else rows.to(self._device)
         if pair is None:
             pair = self._take_memory(place, kind, key, value)
         pair[0][index, rows] = key
@@ -192,7 +202,7 @@ class RowStore:
     def _take_memory(self, place: _Place, kind: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
         """Memory for a kind's rows like these, ``(tokens, …)``."""
         shape = (len(self.layers_of[kind]), place.num_rows)
-        pair = (key.new_empty(*shape, *key.shape[1:]), value.new_empty(*shape, *value.shape[1:]))
+        pair = _empty(shape, key), _empty(shape, value)
         place.pairs[kind] = pair
         return pair
 
@@ -203,3 +213,9 @@ class RowStore:
         if end - start == num_rows:
             return pair
         return pair[0][:, start:end], pair[1][:, start:end]
+
+
+def _empty(shape: tuple[int, int], rows: torch.Tensor) -> torch.Tensor:
+    """Memory for as many layers and rows as ``shape`` says, where these rows are."""
+    whole = (*shape, *rows.shape[1:])
+    return host_empty(whole, rows.dtype) if rows.device.type == "cpu" else rows.new_empty(whole)
