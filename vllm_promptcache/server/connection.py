@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -17,6 +19,9 @@ _RESIDENCIES = ("absent", "encoding", "resident")
 _SAME_EVERYWHERE = ("block_size", "window")
 # Long work shares one lock with the event loop: more threads would only take more of its turns.
 _NUM_THREADS = 2
+# Work of more than so many seconds has its thread rest before the next, so many times what it took beyond
+# them, and at most so long: whoever keeps all threads busy leaves half of the turns to others.
+_SHORT_S, _REST, _REST_S = 0.01, 2.0, 0.5
 # How long a thread that computes keeps this lock while the event loop waits for it. The loop gives it away
 # with each read and write of a socket, many times a request: Python's 5 ms would add up to more than that.
 _SWITCH_S = 0.0005
@@ -34,6 +39,7 @@ class AsyncEngineConnection:
         gc.set_threshold(*map(max, gc.get_threshold(), _COLLECT_AFTER))
         self._core = engine_client.engine_core
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prompt-cache")
+        self._rest = threading.local()
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One of the scheduler's ``prompt_cache`` operations.
@@ -48,8 +54,17 @@ class AsyncEngineConnection:
         await asyncio.sleep(_PAUSE_S)
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a function in one of a few threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        """Run a function in one of a few threads, which rests before the next if this one takes long."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._rested, function)
+
+    def _rested(self, function: Callable[[], T]) -> T:
+        time.sleep(max(0.0, getattr(self._rest, "until", 0.0) - time.monotonic()))
+        begun = time.thread_time()
+        try:
+            return function()
+        finally:
+            rest = _REST * max(0.0, time.thread_time() - begun - _SHORT_S)
+            self._rest.until = time.monotonic() + min(rest, _REST_S)
 
 
 def merge_answers(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
