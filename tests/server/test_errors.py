@@ -44,6 +44,7 @@ def refused(call: Any) -> tuple[int, str, str]:
 def test_wrong_documents(
     client: openai.OpenAI, http: httpx.Client, pml: str, status: int, lines: list[str]
 ) -> None:
+    ask(client)
     found, kind, message = refused(lambda: ask(client, pml))
     assert (found, kind) == (status, "PMLError")
     assert len(message.splitlines()) == len(lines)
