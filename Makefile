@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with Python 3.11+, make and a C compiler:
 #
 #   make demo     serve a small model, ask it with and without the prompt cache, show the difference
-#   make test     every test, on a real vLLM engine (about half an hour on two cores)
+#   make test     every test, on a real vLLM engine (about twenty minutes on two cores)
 #
 # and for work on the code:
 #
