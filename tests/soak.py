@@ -1,6 +1,6 @@
 """Long tests, by name: ``make soak ARGS=store``.
 
-- ``store``: 100,000 steps of the stateful test of the store with records and placements (about ten minutes).
+- ``store``: nearly 200,000 steps of the stateful test of the store with records and placements (a minute).
 - ``zipf``: members of a pool for two tenants, aborts and re-registrations, for ``SOAK_SECONDS`` (1,800).
 - ``kill``: a whole server is killed ``SOAK_KILLS`` (100) times while it writes records.
 - ``hostile``: the worst documents beside plain requests, for ``SOAK_SECONDS`` (600), on a quiet machine.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 SOAKS: dict[str, tuple[str, dict[str, str]]] = {
-    "store": ("tests/engine/test_store_machine.py", {"STORE_EXAMPLES": "1000", "STORE_STEPS": "100"}),
+    "store": ("tests/engine/test_store_machine.py", {"STORE_EXAMPLES": "2000", "STORE_STEPS": "100"}),
     "hostile": ("tests/server/hostile_load.py", {}),
     "kill": ("tests/server/kill_load.py", {}),
     "zipf": ("tests/server/zipf_load.py", {}),

@@ -1,8 +1,8 @@
 """The store with records and placements, against workers that do what they are told: whatever happens, a unit
 that counts as resident has its states, where it stands, in blocks of its own.
 
-``STORE_EXAMPLES`` and ``STORE_STEPS`` in the environment make it longer: ``STORE_EXAMPLES=1000
-STORE_STEPS=100`` is 100,000 steps.
+``STORE_EXAMPLES`` and ``STORE_STEPS`` in the environment make it longer: ``STORE_EXAMPLES=2000
+STORE_STEPS=100`` is nearly 200,000 steps.
 """
 
 from __future__ import annotations
