@@ -194,7 +194,7 @@ def test_a_server_that_is_killed_serves_from_its_folder(tiny_model: Path, tmp_pa
             assert not any(word in said for word in BROKEN), tail(log)
             log.unlink()
     print(
-        f"\n{KILLS} kills, {next(versions) - 1} registrations sent; of {KILLS * PROMPTS * NUM_ASKED} members"
-        f" asked for after them {loaded} were loaded and {encoded} encoded"
+        f"\n{KILLS} kills, {next(versions) - 1} registrations sent; for {KILLS * PROMPTS} prompts over"
+        f" {NUM_ASKED} members each after them {loaded} modules were loaded and {encoded} encoded"
     )
     assert loaded
