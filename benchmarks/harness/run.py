@@ -117,3 +117,11 @@ def _items(value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [("", value)]
     return [(k, list(v) if isinstance(v, tuple) else v) for k, v in value.items()]
+
+
+def cells_by_kind(result: Result) -> dict[str, list[Cell]]:
+    """Cells of one ``kind``, of several starts, together."""
+    kinds: dict[str, list[Cell]] = {}
+    for cell in result["cells"].values():
+        kinds.setdefault(cell["kind"], []).append(cell)
+    return kinds

@@ -54,6 +54,7 @@ _FORM = (
     f' <parameter name="what" length="12"/>. {_text("forms", 20)}\n</module>'
 )
 _OPEN = '<system>Rules.<module name="rules">' + _text("rules", 20) + "</module></system>"
+_COUNTED = _said("user Count.", "assistant I count.", f"user Result: {_text('counts', 20)}")
 _WITH_TOOLS = f'<system>Rules.<tools length="1100"/>{_module("rules", 20)}</system>'
 
 LAYOUTS = [
@@ -91,7 +92,7 @@ LAYOUTS = [
         "agent: a result of a tool",
         _OPEN,
         "<rules/>",
-        [*_said("user Count."), *_said("assistant I count.", f"user Result: {_text('counts', 20)}")],
+        _COUNTED,
         _TOOLS,
     ),
     Layout("agent: tools are a module", _WITH_TOOLS, "<rules/>", _said("user Count."), _TOOLS),
@@ -99,7 +100,7 @@ LAYOUTS = [
         "agent: tools are a module, a later turn",
         _WITH_TOOLS,
         "<rules/>",
-        [*_said("user Count."), *_said("assistant I count.", f"user Result: {_text('counts', 20)}")],
+        _COUNTED,
         _TOOLS,
     ),
     Layout("template: arguments", f"<user>{_FORM}</user>", "<form who='Ann' what='the gate'/>"),

@@ -12,7 +12,7 @@ from benchmarks.harness.ask import Ask
 from benchmarks.harness.load import Client, ask_at_once
 from benchmarks.harness.plot import Panel, Series
 from benchmarks.harness.report import Figure, Table, shown
-from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.run import Cell, Result, Run, cells_by_kind
 from benchmarks.harness.servers import Plugin, Server, let_others_rest
 from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_over_starts
 from benchmarks.harness.text import TextSource, read_corpus
@@ -113,20 +113,13 @@ def _ratio(cells: list[Cell], above: str, below: str) -> Spread | None:
     return ratio_over_starts([(_times([cell], above), _times([cell], below)) for cell in cells])
 
 
-def _by_kind(result: Result) -> dict[str, list[Cell]]:
-    kinds: dict[str, list[Cell]] = {}
-    for cell in result["cells"].values():
-        kinds.setdefault(cell["kind"], []).append(cell)
-    return kinds
-
-
 RATIOS = (("on", "absent"), ("off", "absent"), ("on", "off"))
 
 
 def tables(result: Result) -> list[Table]:
     """Times and ratios by kind of traffic."""
     rows = []
-    for kind, cells in _by_kind(result).items():
+    for kind, cells in cells_by_kind(result).items():
         times = (shown(Spread.of(_times(cells, way).values()), 2) for way in WAYS)
         by_start = ", ".join(f"{r.median:.3f}" for c in cells if (r := _ratio([c], "on", "absent")))
         ratios = (shown(_ratio(cells, a, b), 4) for a, b in RATIOS)
@@ -144,7 +137,7 @@ def figures(result: Result) -> list[Figure]:
     """At most 1%."""
     return [
         Figure(f"plugin on / not installed: {TRAFFIC[kind][1]}", ratio, 1.01, True)
-        for kind, cells in _by_kind(result).items()
+        for kind, cells in cells_by_kind(result).items()
         if (ratio := _ratio(cells, "on", "absent"))
     ]
 
@@ -153,7 +146,7 @@ def panels(result: Result) -> list[Panel]:
     """Ratios by kind of traffic."""
     series = []
     for above, below in RATIOS[:2]:
-        points = [(k, r) for k, cells in _by_kind(result).items() if (r := _ratio(cells, above, below))]
+        points = [(k, r) for k, cells in cells_by_kind(result).items() if (r := _ratio(cells, above, below))]
         low = [(kind, Spread(r.median - 1, r.low - 1, r.high - 1, r.count)) for kind, r in points]
         percent = [(k, Spread(s.median * 100, s.low * 100, s.high * 100, s.count)) for k, s in low]
         series.append(Series(f"{above} / {below}", tuple(percent)))

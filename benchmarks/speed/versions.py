@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from benchmarks.harness.load import Client
 from benchmarks.harness.modules import Schema, make_schema
 from benchmarks.harness.plot import Panel, Series
 from benchmarks.harness.report import Figure, Table, shown
-from benchmarks.harness.run import Cell, Result, Run
+from benchmarks.harness.run import Cell, Result, Run, cells_by_kind
 from benchmarks.harness.servers import Plugin, Server, let_others_rest
 from benchmarks.harness.spread import Place, Spread, by_place, interleave, ratio_over_starts
 from benchmarks.harness.text import TextSource, read_corpus
@@ -120,7 +121,7 @@ def _maker(kind: str, servers: dict[str, Server], source: TextSource, seed: int)
     for server in servers.values():
         server.forget_states()
         server.register(schema.to_pml())
-    salts = iter(range(10**6))
+    salts = itertools.count()
     if kind == "cold":
         return lambda: composed(schema, 1, cache_salt=f"cold{next(salts)}")
     return lambda: composed(schema, 48 if kind == "composed-decode" else 1)
@@ -134,17 +135,10 @@ def _ratio(cells: list[Cell]) -> Spread | None:
     return ratio_over_starts([(_times(cell, "here"), _times(cell, "other")) for cell in cells])
 
 
-def _by_kind(result: Result) -> dict[str, list[Cell]]:
-    kinds: dict[str, list[Cell]] = {}
-    for cell in result["cells"].values():
-        kinds.setdefault(cell["kind"], []).append(cell)
-    return kinds
-
-
 def tables(result: Result) -> list[Table]:
     """Times and ratios by kind of request."""
     rows = []
-    for kind, cells in _by_kind(result).items():
+    for kind, cells in cells_by_kind(result).items():
         times = (shown(Spread.of(t for cell in cells for t in _times(cell, way).values()), 2) for way in WAYS)
         by_start = ", ".join(f"{r.median:.3f}" for cell in cells if (r := _ratio([cell])))
         rows.append((KINDS[kind][1], *times, shown(_ratio(cells), 4), by_start))
@@ -160,14 +154,14 @@ def figures(result: Result) -> list[Figure]:
     """At most 2%."""
     return [
         Figure(f"here / other: {KINDS[kind][1]}", ratio, 1.02, True)
-        for kind, cells in _by_kind(result).items()
+        for kind, cells in cells_by_kind(result).items()
         if (ratio := _ratio(cells))
     ]
 
 
 def panels(result: Result) -> list[Panel]:
     """Ratios by kind of request."""
-    points = [(kind, ratio) for kind, cells in _by_kind(result).items() if (ratio := _ratio(cells))]
+    points = [(kind, ratio) for kind, cells in cells_by_kind(result).items() if (ratio := _ratio(cells))]
     percent = tuple(
         (kind, Spread(*(100 * (v - 1) for v in (r.median, r.low, r.high)), r.count)) for kind, r in points
     )

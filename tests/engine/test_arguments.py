@@ -1,10 +1,10 @@
 """Whether an engine is behind HTTP is what vLLM says of it, not which of vLLM's modules are loaded."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-import vllm.entrypoints.launchers.app  # noqa: F401, as a script may that uses parts of vLLM's server
 from vllm.engine.arg_utils import EngineArgs
 from vllm.usage.usage_lib import UsageContext
 
@@ -25,6 +25,7 @@ from vllm_promptcache.server import install
 def test_a_script_stays_a_script(
     context: tuple[Any, ...], serves: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    importlib.import_module("vllm.entrypoints.launchers.app")  # as scripts do that use parts of the server
     told: list[bool] = []
     monkeypatch.setattr(install, "install", lambda config, *, serves: told.append(serves))
     plugin.register()

@@ -13,18 +13,18 @@ import json
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.server.support import Server, free_port, serving, start, stop, tail, wait_until_ready
+from tests.server.hostile_load import processes_of
+from tests.server.support import Server, serving, tail
 from tests.server.zipf_load import DESK, MAX_ERROR, MEMBERS, body_of, name_of, text_of
 
 KILLS = int(os.environ.get("SOAK_KILLS", "100"))
@@ -44,21 +44,6 @@ class Sent:
 
     confirmed: dict[int, int] = field(default_factory=dict)
     unanswered: dict[int, int] = field(default_factory=dict)
-
-
-@contextmanager
-def running(model: Path, log: Path, folder: Path) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
-    """A server on the folder that may be killed."""
-    port = free_port()
-    server = Server(f"http://127.0.0.1:{port}", log)
-    process = start(
-        model, log, "--enable-prompt-cache", "--host", "127.0.0.1", "--port", str(port), *settings_of(folder)
-    )
-    try:
-        wait_until_ready(server, process)
-        yield server, process
-    finally:
-        stop(process)
 
 
 def settings_of(folder: Path | None) -> list[str]:
@@ -90,9 +75,7 @@ def ask(server: Server, seed: int) -> None:
             assert answer.status_code == 200 or "unknown module" in answer.text, answer.text
 
 
-def kill_while_busy(
-    server: Server, process: subprocess.Popen[bytes], sent: Sent, versions: Iterator[int], seed: int
-) -> list[BaseException]:
+def kill_while_busy(server: Server, sent: Sent, versions: Iterator[int], seed: int) -> list[BaseException]:
     """Ask and register until the server is killed; what clients raised."""
     raised: list[BaseException] = []
 
@@ -106,12 +89,12 @@ def kill_while_busy(
         *((register, server, sent, versions, seed * NUM_CLIENTS + i) for i in range(NUM_CLIENTS)),
         *((ask, server, seed * NUM_CLIENTS + i) for i in range(NUM_CLIENTS)),
     ]
+    first, *_ = processes_of(server)
     threads = [threading.Thread(target=guarded, args=client) for client in clients]
     for thread in threads:
         thread.start()
     time.sleep(random.Random(seed).uniform(LEAST_S, MOST_S))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(first.pid, signal.SIGKILL)  # the group is the server's own
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
@@ -171,7 +154,7 @@ def test_a_server_that_is_killed_serves_from_its_folder(tiny_model: Path, tmp_pa
             assert client.post("/schemas", content=DESK.encode()).status_code == 201
         for turn in range(KILLS + 1):
             log = tmp_path / f"{turn}.log"
-            with running(tiny_model, log, folder) as (server, process):
+            with serving(tiny_model, log, *settings_of(folder), may_end=True) as server:
                 if turn == 0:
                     with server.http() as client:
                         assert client.post("/schemas", content=DESK.encode()).status_code == 201
@@ -187,7 +170,7 @@ def test_a_server_that_is_killed_serves_from_its_folder(tiny_model: Path, tmp_pa
                         loaded += found["prompt_cache"]["modules_loaded"]
                         encoded += found["prompt_cache"]["modules_encoded"]
                 if turn < KILLS:
-                    raised = kill_while_busy(server, process, sent, versions, turn)
+                    raised = kill_while_busy(server, sent, versions, turn)
                     assert not raised, raised
                     print(".", end="", flush=True)
             said = log.read_text(errors="replace")

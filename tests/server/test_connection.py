@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +47,7 @@ class Clock:
 def test_a_thread_rests_twice_as_long_as_it_has_worked(
     engine: AsyncEngineConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its next work, so that whoever is alone waits for nothing; and not for short work."""
+    """Before its next work and not behind its last; and not for short work."""
     clock = Clock()
     monkeypatch.setattr(connection, "time", clock)
     monkeypatch.setattr(engine, "_threads", connection.ThreadPoolExecutor(1))
@@ -57,7 +58,7 @@ def test_a_thread_rests_twice_as_long_as_it_has_worked(
 
     async def ask() -> None:
         for seconds in (0.005, 0.06, 0.01, 30.0, 0.01):
-            await engine.run(lambda seconds=seconds: clock.work(seconds))  # type: ignore[misc]
+            await engine.run(partial(clock.work, seconds))
         with pytest.raises(ValueError, match="what went wrong"):
             await engine.run(fails)
         await engine.run(lambda: None)

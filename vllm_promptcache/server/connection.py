@@ -30,6 +30,12 @@ _SWITCH_S = 0.0005
 _COLLECT_AFTER = (10_000, 20, 100)
 
 
+class _Rest(threading.local):
+    """Until when a thread rests, of `time.monotonic`."""
+
+    until = 0.0
+
+
 class AsyncEngineConnection:
     """Calls over vLLM's engine client; long work runs in a thread. The process's threads switch more often
     from then on, and stop less often for Python to look for garbage."""
@@ -39,7 +45,7 @@ class AsyncEngineConnection:
         gc.set_threshold(*map(max, gc.get_threshold(), _COLLECT_AFTER))
         self._core = engine_client.engine_core
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prompt-cache")
-        self._rest = threading.local()
+        self._rest = _Rest()
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One of the scheduler's ``prompt_cache`` operations.
@@ -58,7 +64,7 @@ class AsyncEngineConnection:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._rested, function)
 
     def _rested(self, function: Callable[[], T]) -> T:
-        time.sleep(max(0.0, getattr(self._rest, "until", 0.0) - time.monotonic()))
+        time.sleep(max(0.0, self._rest.until - time.monotonic()))
         begun = time.thread_time()
         try:
             return function()
