@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from vllm_promptcache import __version__
 from vllm_promptcache.cli.main import main
@@ -213,6 +214,74 @@ def test_explain_shows_what_a_repair_computes_anew(
     with pytest.raises(SystemExit):
         run(*given, "--repair", "link:zero")
     assert "unknown repair 'link:zero'; allowed are 'none', 'full', 'link:K'" in capsys.readouterr().err
+
+
+def test_explain_shows_a_chat(folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the model's template writes around the messages is there, and text parts are one text."""
+    given = ("explain", "--model", embedded_model, "--schema", "travel.pml", "--prompt", "ask.xml")
+    parts = [{"type": "text", "text": "Soon?"}, "Or late?"]
+    Path("messages.json").write_text(json.dumps([{"role": "user", "content": parts}]))
+    assert run(*given, "--messages", "messages.json", "--json") == 0
+    explained = json.loads(capsys.readouterr().out)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    texts = [tokenizer.decode(s["token_ids"]) for s in explained["segments"] if s.get("source") == "messages"]
+    assert texts == ["\nSoon?\nOr late?<|im_end|>\n<|im_start|>assistant\n"]
+    assert run(*given, "--messages", "messages.json") == 0
+    assert "▒ messages" in capsys.readouterr().out
+
+
+def test_explain_takes_a_request_s_body(
+    folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tools that the template does not write are told of, in JSON and below the picture."""
+    Path("act.pml").write_text('<schema name="act"><system>You act.<tools/></system></schema>')
+    Path("go.pml").write_text('<prompt schema="act"/>')
+    tool = {"type": "function", "function": {"name": "go", "parameters": {}}}
+    Path("body.json").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "Go."}], "tools": [tool]})
+    )
+    given = ("explain", "--model", embedded_model, "--schema", "act.pml", "--prompt", "go.pml")
+    body = ("--messages", "body.json", "--tools", "body.json")
+    note = "the model's chat template writes no text of its own for these tools"
+    assert run(*given, *body) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"note: {note}"
+    assert run(*given, *body, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]
+
+
+def test_explain_says_where_the_schema_s_order_is_used(
+    folder: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("both.pml").write_text(
+        '<pml><schema name="s"><module name="a">One.</module><module name="b">Two.</module></schema>'
+        '<prompt schema="s"><b/><a/>Which?</prompt></pml>'
+    )
+    assert run("explain", "--model", embedded_model, "--prompt", "both.pml") == 0
+    assert "order" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0] holds more than text"),
+        ([{"content": "Who?"}], "messages[0] has no role"),
+        ({"prompt": "Who?"}, "holds no list of messages"),
+        (["Who?"], "holds no list of messages"),
+    ],
+)
+def test_explain_says_what_is_no_chat(
+    folder: Path,
+    embedded_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    messages: object,
+    expected: str,
+) -> None:
+    given = ("explain", "--model", embedded_model, "--schema", "travel.pml", "--prompt", "ask.xml")
+    Path("messages.json").write_text(json.dumps(messages))
+    assert run(*given, "--messages", "messages.json") == 2
+    assert expected in capsys.readouterr().err
+    assert run(*given, "--messages", "nowhere.json") == 2
+    assert "cannot read 'nowhere.json'" in capsys.readouterr().err
 
 
 def test_explain_reports_what_is_wrong(

@@ -7,14 +7,20 @@ import json
 import sys
 from pathlib import Path
 
+from vllm_promptcache.cli.chat import add_chat_arguments, read_chat
 from vllm_promptcache.cli.failure import Failure
 from vllm_promptcache.cli.model_files import add_model_arguments, load_model_files
 from vllm_promptcache.cli.picture import draw_plan
 from vllm_promptcache.contract.explain import plan_to_json
+from vllm_promptcache.contract.plan import Plan
 from vllm_promptcache.contract.repair import AUTO, Repair
+from vllm_promptcache.errors import ChatTemplateError, IssueList
 from vllm_promptcache.layout.build import build_layout
-from vllm_promptcache.layout.schema import find_layout
-from vllm_promptcache.plan.build import build_plan
+from vllm_promptcache.layout.schema import SchemaLayout, find_layout
+from vllm_promptcache.plan.build import build_chat, build_plan
+from vllm_promptcache.plan.conversation import Turns
+from vllm_promptcache.plan.resolve import resolve_prompt
+from vllm_promptcache.pml.nodes import PromptNode
 from vllm_promptcache.pml.parser import load_schema_file
 from vllm_promptcache.repairs.repaired import repaired
 
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=Path, required=True, metavar="FILE", help="a document with the prompt"
     )
+    add_chat_arguments(parser)
     parser.add_argument(
         "--repair",
         type=read_repair,
@@ -51,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = documents[-1].prompt
     if prompt is None:
         raise Failure(f"there is no prompt in {str(arguments.prompt)!r}")
+    turns = read_chat(arguments)
     files = load_model_files(arguments)
     schemas = {schema.name: schema for document in documents for schema in document.schemas}
     # All of them, so that a misspelt name can be told from the known ones.
@@ -58,13 +66,23 @@ def run(arguments: argparse.Namespace) -> int:
         name: build_layout(schema, files.encoder, files.max_model_len) for name, schema in schemas.items()
     }
     layout = find_layout(prompt, layouts)
-    plan = repaired(build_plan(layout, prompt), arguments.repair)
+    plan = repaired(_plan(layout, prompt, turns), arguments.repair)
     if arguments.json:
         print(json.dumps(plan_to_json(plan)))
         return 0
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(draw_plan(plan, layout, files.tokenizer, unicode=unicode))
     return 0
+
+
+def _plan(layout: SchemaLayout, prompt: PromptNode, turns: Turns | None) -> Plan:
+    """As `/v1/completions` has it, or over chat. Raises Failure where the template refuses the chat."""
+    if turns is None:
+        return build_plan(layout, prompt)
+    try:
+        return build_chat(layout, resolve_prompt(layout, prompt, IssueList()), turns)
+    except ChatTemplateError as error:
+        raise Failure(str(error)) from error
 
 
 def read_repair(text: str) -> Repair:

@@ -51,6 +51,8 @@ def draw_plan(plan: Plan, layout: SchemaLayout, tokenizer: Any, unicode: bool = 
         name = _shorten(name, _NAME_COLUMNS)
         lines.append(f"{_range(start, position)}  {len(ids):>6}  {mark} {name:<{_NAME_COLUMNS}}  {text}")
     lines += ["", *_unit_lines(plan)]
+    if plan.notes:
+        lines += ["", *(f"note: {note}" for note in plan.notes)]
     return "\n".join(lines)
 
 
