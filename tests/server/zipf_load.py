@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from benchmarks.eviction.traces import belady, hit_rate, least_recently_used
-from tests.server.hostile_load import memory_of
+from tests.server.hostile_load import memory_of, processes_of
 from tests.server.support import Server, serving
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
@@ -193,12 +192,7 @@ class Held:
 
 def held_by(server: Server, folder: Path) -> Held:
     """What a server holds now."""
-    port = int(server.url.rpartition(":")[2])
-    listening = {
-        c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
-    }
-    (process,) = [psutil.Process(pid) for pid in listening if pid]
-    handles = sum(p.num_fds() for p in (process, *process.children(recursive=True)))
+    handles = sum(process.num_fds() for process in processes_of(server))
     with server.http() as client:
         stats = client.get("/stats?tenants=true").json()
     sizes = [path.stat().st_size for path in folder.glob("records/*.safetensors")]
