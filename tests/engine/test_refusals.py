@@ -15,6 +15,7 @@ from tests.engine.support import EngineArgs
 from vllm_promptcache.cli.main import main
 from vllm_promptcache.compat import UnsupportedError
 from vllm_promptcache.engine import models
+from vllm_promptcache.engine.configure import refuse_unsupported
 
 SMALL: dict[str, Any] = {
     "vocab_size": 1000,
@@ -155,6 +156,9 @@ def test_a_chunk_of_the_models_length_is_none(tmp_path: Path) -> None:
     assert "PromptCache" in configure(model).parallel_config.worker_cls
 
 
+NGRAMS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -171,10 +175,19 @@ def test_settings(llama: str, settings: dict[str, Any], reason: str) -> None:
         configure(llama, **settings)
 
 
+def test_adaptive_verification(llama: str) -> None:
+    """vLLM itself refuses it but on V2, which needs a GPU or an interpreter to be configured."""
+    config = configure(llama, speculative_config=NGRAMS)
+    refuse_unsupported(config)
+    config.speculative_config.enable_adaptive_verification = True
+    with pytest.raises(UnsupportedError, match="adaptive verification cuts"):
+        refuse_unsupported(config)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+        {"speculative_config": NGRAMS},
         {"pipeline_parallel_size": 2},
         {"kv_transfer_config": KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")},
         {"kv_events_config": KVEventsConfig(enable_kv_cache_events=True)},

@@ -8,12 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cases import CASES, ENCODE_MODES
 from tests.engine.language import plan_of
 from tests.engine.long_cases import LONG_CASES
 from tests.engine.oracle import Oracle
-from tests.engine.plans import Plan, new, plan, random_tokens, simple, travel, unit
+from tests.engine.plans import Plan, members, new, plan, random_tokens, simple, travel, unit
 from tests.engine.support import MAX_MODEL_LEN, Engine, greedy, largest_error, serving, tokens_of
+from tests.engine.test_speculation import Drafts, write_eagle
+from tests.engine.test_speculation import check as check_drafted
 from tests.families import FAMILIES
 from vllm_promptcache.repairs.repaired import without_reuse
 
@@ -114,15 +118,51 @@ def test_what_counts_generated_tokens(tiny_model: Path, oracle: Oracle) -> None:
         assert tokens[3] not in tokens_of(late)[:4]
 
 
-def test_speculation(tiny_model: Path, oracle: Oracle) -> None:
-    """By a model: drafts may be bad, answers are right. (Triton's interpreter cannot run V2's n-grams.)"""
-    prompts = [travel(), GAP, END]
+@pytest.mark.parametrize(
+    "settings", [{}, {"force_async": True}, SMALL_STEPS], ids=["once", "async", "chunks"]
+)
+def test_a_draft_model_that_is_the_model_itself(
+    tiny_model: Path, oracle: Oracle, settings: dict[str, Any]
+) -> None:
+    """It drafts what the model says if, and only if, it sees what the model sees. (Triton's interpreter
+    cannot run V2's n-grams.)"""
     draft = {"method": "draft_model", "model": str(tiny_model), "num_speculative_tokens": 2}
-    with serving(tiny_model, speculative_config=draft) as engine:
+    prompts = [travel(), GAP, members(1, 2), members(2, 1)]
+    with serving(tiny_model, speculative_config=draft, **settings) as engine:
         assert runner_of(engine).speculator is not None
-        for _ in range(2):  # cold and warm
-            outputs = engine.ask(prompts, greedy(7, logprobs=2))
-            for output, prompt in zip(outputs, prompts, strict=True):
-                tokens, logprobs = oracle(tiny_model, prompt, min(7, MAX_MODEL_LEN - prompt.next_position))
-                assert tokens_of(output) == tokens
-                assert largest_error(output, logprobs) < MAX_ERROR
+        drafts = Drafts(engine)
+        check_drafted(engine, tiny_model, oracle, prompts, 7)
+        # A first token, then two rounds of two drafts and one token more.
+        assert drafts.num_accepted == len(prompts) * 2 * 2 * 2
+        check_drafted(engine, tiny_model, oracle, [END], 7)
+
+
+def drafts_of(engine: Engine, prompt: Plan, num_tokens: int) -> list[int]:
+    """All drafts that are made for an answer's tokens. The scheduler hears of their number only."""
+    speculator, drafted = runner_of(engine).speculator, []
+    propose = speculator.propose
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        drafts = propose(*args, **kwargs)
+        drafted.extend(drafts.flatten().tolist())
+        return drafts
+
+    speculator.propose = noted
+    try:
+        engine.ask([prompt], greedy(num_tokens))
+    finally:
+        speculator.propose = propose
+    return drafted
+
+
+def test_eagle(tiny_model: Path, oracle: Oracle, tmp_path: Path) -> None:
+    """Drafts are those that full prefill gives, but for the state of the module's last token."""
+    eagle = str(write_eagle(tiny_model, tmp_path / "eagle"))
+    speculation = {"method": "eagle", "model": eagle, "num_speculative_tokens": 2}
+    with serving(tiny_model, speculative_config=speculation) as engine:
+        check_drafted(engine, tiny_model, oracle, [travel(), GAP, members(1, 2), END], 5)
+        for prompt in (simple("x", 500), plan(unit("y", (0, 500)), new(900, 9))):
+            engine.ask([prompt], greedy(1))
+            drafted = [drafts_of(engine, asked, 24) for asked in (prompt, without_reuse(prompt))]
+            same = sum(a == b for a, b in zip(*drafted, strict=True))
+            assert same >= 0.9 * len(drafted[0]), drafted

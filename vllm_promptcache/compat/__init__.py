@@ -15,7 +15,14 @@ from vllm_promptcache.compat.connector import (
     tell_of_blocks,
     without_requests,
 )
-from vllm_promptcache.compat.drafter import can_see_through, drafter_layers, see_through_drafter
+from vllm_promptcache.compat.drafter import (
+    SpeculatorView,
+    can_see_through,
+    can_see_through_speculator,
+    drafter_layers,
+    see_through_drafter,
+    see_through_speculator,
+)
 from vllm_promptcache.compat.layers import (
     as_full_attention,
     cache_updates_observed,
@@ -91,9 +98,12 @@ __all__ = [
     "no_block_events",
     "tell_of_blocks",
     "without_requests",
+    "SpeculatorView",
     "can_see_through",
+    "can_see_through_speculator",
     "drafter_layers",
     "see_through_drafter",
+    "see_through_speculator",
     "as_full_attention",
     "check_layers",
     "shape_of_rows",

@@ -143,6 +143,25 @@ TOUCHPOINTS: dict[str, list[Touchpoint]] = {
             "CudaGraphManager.dispatch(num_reqs, num_tokens, uniform_token_count, num_active_loras)",
         ),
         *_of(
+            "v1.worker.gpu.spec_decode.target_dependent_ar.speculator",
+            "TargetDependentARSpeculator.propose(input_batch, attn_metadata, slot_mappings, dummy_run)",
+            "TargetDependentARSpeculator.on_prefill_begin(num_reqs)",
+            "TargetDependentARSpeculator.on_multi_step_decode_begin(num_reqs)",
+            "TargetDependentARSpeculator._run_model(num_tokens, attn_metadata, slot_mappings)",
+            "TargetDependentARSpeculator.advance_draft_positions",
+        ),
+        *_of(
+            "v1.worker.gpu.spec_decode.standalone_ar.speculator",
+            "StandaloneARSpeculator.propose(input_batch, attn_metadata, slot_mappings, dummy_run)",
+            "StandaloneARSpeculator._prefill(input_batch)",
+            "StandaloneARSpeculator._multi_step_decode(input_batch)",
+            "StandaloneARSpeculator._run_model(input_ids, positions, attn_metadata, slot_mappings)",
+        ),
+        *_of(
+            "v1.worker.gpu.spec_decode.speculator",
+            "DraftModelSpeculator._build_attn_metadata(slot_mappings)",
+        ),
+        *_of(
             "v1.worker.gpu.model_states.interface",
             "ModelState.prepare_inputs(input_batch, req_states)",
             "ModelState.prepare_dummy_inputs(num_reqs, num_tokens)",

@@ -95,18 +95,22 @@ def room_for_rows_in_v2() -> Iterator[None]:
         model_runner.init_attn_backend = original
 
 
+def no_full_graphs_in_v2(runner: Any) -> contextlib.AbstractContextManager[None]:
+    """Keep one step out of full CUDA graphs, as `no_full_graphs`; to be entered before one is chosen."""
+    return no_full_graphs_by(runner.cudagraph_manager, runner.compilation_config)
+
+
 @contextlib.contextmanager
-def no_full_graphs_in_v2(runner: Any) -> Iterator[None]:
-    """Keep one step out of full CUDA graphs, as `no_full_graphs`; to be entered before one is chosen.
+def no_full_graphs_by(manager: Any, compilation_config: Any) -> Iterator[None]:
+    """Have a V2 runner's graph manager choose no full CUDA graph meanwhile.
 
     Target: CudaGraphManager.dispatch of the V2 runner, which takes no modes to leave out.
     """
     from vllm.config import CUDAGraphMode
 
-    manager = runner.cudagraph_manager
     original = manager.dispatch
     expect(original, "num_reqs", "num_tokens", "uniform_token_count", "num_active_loras")
-    may_be_piecewise = runner.compilation_config.splitting_ops_contain_kv_cache_update()
+    may_be_piecewise = compilation_config.splitting_ops_contain_kv_cache_update()
 
     def dispatch(num_reqs: int, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
         chosen = original(num_reqs, num_tokens, *args, **kwargs)

@@ -97,6 +97,10 @@ def _reasons(vllm_config: Any) -> list[str]:
         (parallel.prefill_context_parallel_size > 1, "prefill context parallelism splits requests by index"),
         (parallel.enable_dbo, "dual-batch overlap splits rows"),
         (
+            bool(getattr(vllm_config.speculative_config, "enable_adaptive_verification", False)),
+            "adaptive verification cuts a step's drafts on the device, where composed steps are laid out before",
+        ),
+        (
             not (scheduling.enable_chunked_prefill or _is_latent_on_cpu(model)),
             "chunked prefill must stay enabled",
         ),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.composing_runner import ComposingRunner
-from vllm_promptcache.engine.drafting import Drafting, open_drafting
+from vllm_promptcache.engine.drafting_v1 import DraftingV1, open_drafting
 from vllm_promptcache.engine.step import Batch, Step
 
 
@@ -23,7 +23,7 @@ class PromptCacheRunner(ComposingRunner):
     after that.
     """
 
-    _drafting: Drafting | None = None
+    _drafting: DraftingV1 | None = None
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; then see to what a drafter computes."""
@@ -61,7 +61,7 @@ class PromptCacheRunner(ComposingRunner):
             self._begin_effects(step, device_table, int(table.block_size), table.slot_mapping.gpu)
         return prepared
 
-    def _begin_drafting(self, drafting: Drafting, step: Step | None, batch: Batch) -> None:
+    def _begin_drafting(self, drafting: DraftingV1, step: Step | None, batch: Batch) -> None:
         indices: torch.Tensor = self.positions[: batch.starts[-1]]  # type: ignore[attr-defined]
         shifts = np.array([self._composer.position_shift(r) for r in batch.request_ids], np.int64)
         drafting.begin(step, batch, shifts, indices.clone() if drafting.counts_by_index else indices)

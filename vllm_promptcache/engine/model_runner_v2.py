@@ -9,6 +9,7 @@ import torch
 
 from vllm_promptcache import compat
 from vllm_promptcache.engine.composing_runner import ComposingRunner
+from vllm_promptcache.engine.drafting_v2 import DraftingV2, open_drafting
 from vllm_promptcache.engine.step import Batch
 
 
@@ -21,6 +22,8 @@ class PromptCacheRunnerV2(ComposingRunner):
     and its sampler how many tokens were generated. Decode reads no state of the device: a request's shift
     stands in a tensor by its index among the runner's requests.
     """
+
+    _drafting: DraftingV2 | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; the model then takes positions from a buffer of its own."""
@@ -37,14 +40,18 @@ class PromptCacheRunnerV2(ComposingRunner):
         )
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
-        """As vLLM's; a step can have more rows than requests."""
+        """As vLLM's; a step can have more rows than requests. Then see to what a drafter computes."""
         with compat.room_for_rows_in_v2():
             super().initialize_kv_cache(*args, **kwargs)
+        device = self._cache_writer.device
+        self._drafting = open_drafting(self, device, self._model_positions, self._device_shifts)
 
     def finish_requests(self, scheduler_output: Any) -> None:
         """As vLLM's, first of what it does with a step's output; then take the scheduler's message."""
         super().finish_requests(scheduler_output)  # type: ignore[misc]
-        self._take_message(scheduler_output)
+        message = self._take_message(scheduler_output)
+        if self._drafting is not None and message is not None:
+            self._drafting.take(message)
 
     def add_requests(self, scheduler_output: Any) -> None:
         """As vLLM's; resumed requests come as new ones. Indices are used again: a shift is set each time."""
@@ -64,7 +71,11 @@ class PromptCacheRunnerV2(ComposingRunner):
         if state is None or self._composer.is_idle:
             return state, uniform
         computed = self.req_states.num_computed_tokens_np[state.idx_mapping_np]  # type: ignore[attr-defined]
-        self._step = self._composer.compose(Batch(state.req_ids, computed, state.num_scheduled_tokens))
+        batch = Batch(state.req_ids, computed, state.num_scheduled_tokens)
+        self._step = self._composer.compose(batch)
+        if self._drafting is not None:
+            is_shifted = bool(self._shifts[state.idx_mapping_np].any())
+            self._drafting.begin(self._step, batch, is_shifted=is_shifted)
         if not self._needs_python():
             return state, uniform
         self._effects.enter_context(compat.no_full_graphs_in_v2(self))
