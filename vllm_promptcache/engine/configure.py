@@ -98,7 +98,7 @@ def _reasons(vllm_config: Any) -> list[str]:
         (parallel.enable_dbo, "dual-batch overlap splits rows"),
         (
             bool(getattr(vllm_config.speculative_config, "enable_adaptive_verification", False)),
-            "adaptive verification cuts a step's drafts on the device, where composed steps are laid out before",
+            "adaptive verification cuts drafts on the device, after composed steps are laid out",
         ),
         (
             not (scheduling.enable_chunked_prefill or _is_latent_on_cpu(model)),
