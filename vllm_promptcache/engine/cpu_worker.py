@@ -8,6 +8,7 @@ import torch
 from vllm.v1.worker import cpu_worker
 
 from vllm_promptcache import compat
+from vllm_promptcache.engine.heap import keep_heap
 from vllm_promptcache.engine.model_runner import PromptCacheRunner
 from vllm_promptcache.engine.worker_mixin import PromptCacheWorkerMixin
 
@@ -48,6 +49,7 @@ class PromptCacheCPUWorker(PromptCacheWorkerMixin, cpu_worker.CPUWorker):
 
     def init_device(self) -> None:
         """As vLLM's, constructing the prompt cache's model runner of the generation that vLLM chose."""
+        keep_heap()
         compat.probe("cpu worker", "v2 runner" if self.use_v2_model_runner else "v1 runner")
         if self.use_v2_model_runner:
             from vllm.v1.worker.cpu import model_runner
