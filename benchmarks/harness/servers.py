@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Server:
         *arguments: str,
         name: str | None = None,
         checkout: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         **changes: Any,
     ):
         """``arguments`` go to vLLM after those of the settings; ``changes`` are block_size, kv_gib. The
@@ -62,6 +63,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments = server_arguments(settings, plugin, *arguments, **changes)
         self._checkout = checkout
+        self._environment = dict(environment or {})
         self._cleanup = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         folder = RESULTS / "logs"
@@ -72,6 +74,7 @@ class Server:
     def __enter__(self) -> Server:
         interpreter = [sys.executable]
         environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+        environment |= self._environment
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # for /reset_prefix_cache
         # Servers that are asked in turn may wait for longer than its 5 s between two requests.
         environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "600"

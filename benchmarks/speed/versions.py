@@ -100,11 +100,26 @@ def add_arguments(parser: Any) -> None:
         default=str(HERE),
         help="a folder with another checkout (default: this one, for what a ratio means)",
     )
+    parser.add_argument(
+        "--other-env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="in the environment of the other server only (may be given again)",
+    )
     parser.add_argument("--starts", type=int, default=2, help="fresh pairs of servers (default: %(default)s)")
     parser.add_argument(
         "--samples", type=int, default=36, help="of each way and start (default: %(default)s)"
     )
     parser.add_argument("--kinds", default=",".join(KINDS), help="(default: %(default)s)")
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def run(run: Run, args: argparse.Namespace) -> None:
@@ -113,6 +128,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     source = TextSource(read_corpus(settings.data), tokenizer, settings.seed)
     folders = {"here": HERE, "other": Path(args.against).resolve()}
+    environments = {"here": {}, "other": dict(args.other_env)}
     starts, count = (1, 3) if settings.quick else (args.starts, args.samples)
     kinds = sorted((KINDS[key] for key in args.kinds.split(",")), key=lambda kind: kind.block_size or 0)
     for start in range(starts):
@@ -132,6 +148,7 @@ def run(run: Run, args: argparse.Namespace) -> None:
                             kv_gib=kv_gib,
                             name=f"plugin {way}",
                             checkout=folders[way],
+                            environment=environments[way],
                         )
                     )
                     for way in order
