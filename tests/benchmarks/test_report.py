@@ -228,11 +228,11 @@ RESULTS: dict[Any, dict[str, Any]] = {
     },
     versions: {
         "cells": {
-            f"{kind}:{start}": {
-                "kind": kind,
-                "samples": {way: samples(value, 10.0, 10.1) for way in versions.WAYS},
+            f"{kind.key}/{start}": {
+                "kind": kind.key,
+                "samples": {way: samples(kind.measured, 10.0, 10.1) for way in versions.WAYS},
             }
-            for kind, (value, _) in versions.KINDS.items()
+            for kind in versions.KINDS.values()
             for start in range(2)
         }
     },
