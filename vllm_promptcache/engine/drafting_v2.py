@@ -68,8 +68,8 @@ class DraftingV2(Drafting):
 
     @property
     def needs_python(self) -> bool:
-        """See ``SpeculatorView``: graphs capture nothing."""
-        return self._step is not None and bool(self._step.captures)
+        """See ``SpeculatorView``: graphs capture nothing, and have a row for each request."""
+        return self._step is not None and self._step.needs_python
 
     def begin_first_pass(self, input_batch: Any) -> None:
         """See ``SpeculatorView``."""
