@@ -34,9 +34,9 @@ def num_faults(*, keep: bool) -> int:
 
 
 def test_pages_are_taken_once() -> None:
-    if num_faults(keep=False) < 10_000:
-        pytest.skip("the allocator, or the size of pages here, leaves nothing to do")
+    """By itself glibc takes them with each pass, where pages are small."""
     assert num_faults(keep=True) < 1_000
+    assert num_faults(keep=True) <= num_faults(keep=False)
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
